@@ -1,0 +1,336 @@
+//! A claim to a key: the one noun between core and the stores.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    FencingToken, Key, LossReason, Mode, Owner,
+    keeper::{Keeper, Slot},
+    lease::{self, Lease},
+    tenure::{End, Tenure},
+};
+
+/// A claim to a key: who wants it, how, and for how long. All clones are the same claim.
+///
+/// Stores read it, and tell it what they have to say unasked: [`grant`](Self::grant), [`end`](Self::end), [`contend`](Self::contend),
+/// [`recheck`](Self::recheck). These four may be called from anywhere, also under a mutex of the store.
+#[derive(Clone)]
+pub struct Claim(Arc<Inner>);
+
+struct Inner {
+    key: Key,
+    owner: Owner,
+    mode: Mode,
+    may_queue: bool,
+    keeper: Option<Keeper>,
+    state: Mutex<State>,
+}
+
+/// What of a claim changes. Guarded by one mutex, under which nobody else's code runs.
+pub(crate) struct State {
+    pub(crate) terms: Terms,
+    pub(crate) phase: Phase,
+    /// Somebody of another process waits for what this claim holds.
+    pub(crate) contended: bool,
+    /// Its place in the keeper's table.
+    pub(crate) slot: Option<Slot>,
+    waker: Option<Waker>,
+}
+
+/// What the store is to write.
+pub(crate) struct Terms {
+    pub(crate) ttl: Duration,
+    pub(crate) metadata: Arc<str>,
+    pub(crate) block: u32,
+    pub(crate) rest: Duration,
+    /// Rises with every change, so that the answer to an older request is known as such.
+    pub(crate) version: u32,
+    /// The store has not confirmed the last change yet.
+    pub(crate) unconfirmed: bool,
+}
+
+/// Where a claim stands, as far as this process knows.
+pub(crate) enum Phase {
+    /// The store was asked, or the claim has a place in its line, which is to be renewed at `recheck`.
+    Waiting { recheck: Option<Instant>, renewing: bool },
+    /// The store granted it; nobody took the grant yet.
+    Granted { lease: Lease, since: Instant },
+    /// A guard has it.
+    Held(Tenure),
+    /// It is over. An owner id is never used again.
+    Over { reason: LossReason, token: FencingToken },
+}
+
+impl Claim {
+    /// A claim that no client made, for tests of stores and for stores made of stores. It may queue, has no metadata and asks for one token.
+    #[must_use]
+    pub fn new(key: Key, owner: Owner, mode: Mode, ttl: Duration) -> Self {
+        Self::build(key, owner, mode, true, Terms::new(ttl, "".into()), None)
+    }
+
+    pub(crate) fn build(
+        key: Key,
+        owner: Owner,
+        mode: Mode,
+        may_queue: bool,
+        terms: Terms,
+        keeper: Option<Keeper>,
+    ) -> Self {
+        let phase = Phase::Waiting { recheck: None, renewing: false };
+        let state = Mutex::new(State { terms, phase, contended: false, slot: None, waker: None });
+        Self(Arc::new(Inner { key, owner, mode, may_queue, keeper, state }))
+    }
+
+    /// The same claim as the store sees it, but with a place, pushes and an end of its own; it does not queue.
+    #[must_use]
+    pub fn without_queue(&self) -> Self {
+        let terms = {
+            let state = self.state();
+            let Terms { ttl, ref metadata, block, rest, .. } = state.terms;
+            Terms { block, rest, ..Terms::new(ttl, Arc::clone(metadata)) }
+        };
+        Self::build(self.0.key.clone(), self.0.owner, self.0.mode, false, terms, None)
+    }
+
+    /// With these words, to be shown by `inspect`.
+    #[must_use]
+    pub fn with_metadata(self, metadata: impl Into<Arc<str>>) -> Self {
+        self.state().terms.metadata = metadata.into();
+        self
+    }
+
+    /// Asking for so many tokens in a row: see [`Claim::block`].
+    #[must_use]
+    pub fn with_block(self, block: u32) -> Self {
+        self.state().terms.block = block;
+        self
+    }
+
+    /// To stay taken for so long after its release: see [`Claim::rest`].
+    #[must_use]
+    pub fn with_rest(self, rest: Duration) -> Self {
+        self.state().terms.rest = rest;
+        self
+    }
+
+    /// What is claimed.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    /// Who claims it.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        self.0.owner
+    }
+
+    /// How.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.0.mode
+    }
+
+    /// Whether the store may give it a place in its line.
+    #[must_use]
+    pub fn may_queue(&self) -> bool {
+        self.0.may_queue
+    }
+
+    /// For how long the store is to keep it without a renewal.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.state().terms.ttl
+    }
+
+    /// What `inspect` is to show.
+    #[must_use]
+    pub fn metadata(&self) -> Arc<str> {
+        Arc::clone(&self.state().terms.metadata)
+    }
+
+    /// How many fencing tokens in a row are useful: more than one when others of this process wait for the key, so that it can be
+    /// handed on without the store ([`Lease::with_spare`]).
+    #[must_use]
+    pub fn block(&self) -> u32 {
+        self.state().terms.block
+    }
+
+    /// For how long the key is to stay taken after the release, without an owner (a minimal hold). Zero: not at all.
+    #[must_use]
+    pub fn rest(&self) -> Duration {
+        self.state().terms.rest
+    }
+
+    /// The last token used of a grant: the store may use those after it again. None before a guard took the grant.
+    #[must_use]
+    pub fn last_token(&self) -> Option<FencingToken> {
+        match &self.state().phase {
+            Phase::Held(tenure) => Some(tenure.token),
+            Phase::Over { token, .. } if *token != FencingToken::NONE => Some(*token),
+            _ => None,
+        }
+    }
+
+    /// The store grants what was asked. `false`: nobody waits for it any more, give it to the next.
+    ///
+    /// [`Lease::since`] is from when the ttl runs on our clock; without it, from now. It may come before the answer to `acquire`, and more than once.
+    pub fn grant(&self, lease: Lease) -> bool {
+        let now = Instant::now();
+        let since = lease.since().map_or(now, |since| since.min(now));
+        self.granted_since(lease, since)
+    }
+
+    /// The store says that the claim has nothing there any more: a holder has lost the lock, a waiter its place.
+    pub fn end(&self, reason: LossReason) {
+        if let Some(end) = self.conclude(reason) {
+            match self.keeper() {
+                Some(keeper) => keeper.ended(self, end),
+                None => end.settle(),
+            }
+        }
+    }
+
+    /// Somebody of another process waits for what this claim holds.
+    pub fn contend(&self) {
+        self.state().contended = true;
+    }
+
+    /// The store may have missed to tell this claim something: it is to be renewed now.
+    pub fn recheck(&self) {
+        let now = Instant::now();
+        match &mut self.state().phase {
+            Phase::Waiting { recheck: Some(recheck), .. } => *recheck = now,
+            Phase::Held(tenure) => tenure.renew_now(now),
+            _ => return,
+        }
+        if let Some(keeper) = self.keeper() {
+            keeper.place(self);
+        }
+    }
+
+    /// Waits until the store grants the claim by [`Claim::grant`], for tests of stores.
+    ///
+    /// # Errors
+    /// The reason when the store ended it.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: the grant stays with the claim.
+    pub async fn granted(&self) -> Result<Lease, LossReason> {
+        poll_fn(|cx| self.poll_settled(cx)).await.map(|(lease, _)| lease)
+    }
+
+    /// Ready when the store has granted or ended it, or a guard has it.
+    pub(crate) fn poll_settled(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Lease, Instant), LossReason>> {
+        let mut state = self.state();
+        if let Some(settled) = state.settled() {
+            return Poll::Ready(settled);
+        }
+        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// What the store said unasked, if it did.
+    pub(crate) fn settled(&self) -> Option<Result<(Lease, Instant), LossReason>> {
+        self.state().settled()
+    }
+
+    pub(crate) fn granted_since(&self, lease: Lease, since: Instant) -> bool {
+        let waker = {
+            let mut state = self.state();
+            match &state.phase {
+                Phase::Waiting { .. } => {
+                    state.phase = Phase::Granted { lease, since };
+                    state.waker.take()
+                }
+                Phase::Granted { lease: had, .. } => return had.token() == lease.token(),
+                Phase::Held(tenure) => return tenure.granted == lease.token(),
+                Phase::Over { .. } => return false,
+            }
+        };
+        if let Some(keeper) = self.keeper() {
+            keeper.place(self);
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Ends the claim. What the end has to set free is given back, to be settled outside of all locks but a store's.
+    pub(crate) fn conclude(&self, reason: LossReason) -> Option<End> {
+        self.state().conclude(reason)
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn keeper(&self) -> Option<&Keeper> {
+        self.0.keeper.as_ref()
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Claim");
+        debug.field("key", &self.0.key).field("owner", &self.0.owner).field("mode", &self.0.mode);
+        debug.field("ttl", &self.ttl()).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    pub(crate) fn conclude(&mut self, reason: LossReason) -> Option<End> {
+        let token = match &self.phase {
+            Phase::Over { .. } => return None,
+            Phase::Held(tenure) => tenure.token,
+            Phase::Granted { .. } | Phase::Waiting { .. } => FencingToken::NONE,
+        };
+        let phase = mem::replace(&mut self.phase, Phase::Over { reason, token });
+        Some(End::new(reason, phase, self.waker.take()))
+    }
+
+    fn settled(&self) -> Option<Result<(Lease, Instant), LossReason>> {
+        match &self.phase {
+            Phase::Waiting { .. } => None,
+            Phase::Granted { lease, since } => Some(Ok((*lease, *since))),
+            Phase::Held(tenure) => Some(Ok((tenure.lease(), tenure.since))),
+            Phase::Over { reason, .. } => Some(Err(*reason)),
+        }
+    }
+
+    /// When the keeper is to look at it next.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Waiting { recheck, renewing: false } => *recheck,
+            Phase::Granted { lease, since } => Some(self.deadline(lease, *since)),
+            Phase::Held(tenure) => Some(tenure.due()),
+            Phase::Waiting { .. } | Phase::Over { .. } => None,
+        }
+    }
+
+    /// Until when a grant is certain: the smaller of the asked and the granted ttl counts.
+    pub(crate) fn deadline(&self, lease: &Lease, since: Instant) -> Instant {
+        let ttl = self.terms.ttl;
+        lease::deadline(since, lease.ttl().map_or(ttl, |granted| granted.min(ttl)))
+    }
+}
+
+impl Terms {
+    pub(crate) fn new(ttl: Duration, metadata: Arc<str>) -> Self {
+        Self { ttl, metadata, block: 1, rest: Duration::ZERO, version: 0, unconfirmed: false }
+    }
+}

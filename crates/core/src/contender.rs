@@ -1,0 +1,383 @@
+//! One call of `lock`: through the line of this process, to the store, to a held claim.
+
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    Backend as _, BackendError, Claim, Error, Event, Key, Lease, LossReason, Mode, Owner, Standing,
+    any::BoxFuture,
+    claim::Terms,
+    client::{Inner, Seat},
+    held::Held,
+    lease,
+    line::{Entry, Turn, Wants},
+    patience::{Patience, sleep_until},
+    tenure::Policy,
+};
+
+/// How many tokens are asked for when others of this process wait: as many hand-overs need no store.
+const BLOCK: u32 = 256;
+
+/// What one call of `lock` asks for.
+pub(crate) struct Ask {
+    pub(crate) key: Key,
+    pub(crate) mode: Mode,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) ttl: Duration,
+    pub(crate) metadata: Arc<str>,
+    pub(crate) policy: Policy,
+}
+
+/// Who asks. Dropped at any moment, it leaves nothing behind: what it may have at the store is given back, its turn passes on.
+pub(crate) struct Contender {
+    client: Arc<Inner>,
+    ask: Ask,
+    patience: Patience,
+    turn: Option<Turn>,
+    bid: Option<Bid>,
+    /// It counts among the locks of the client until what it got is given back.
+    seat: Option<Seat>,
+}
+
+/// What it has asked of the store.
+struct Bid {
+    claim: Claim,
+    call: Option<BoxFuture<Result<Standing, BackendError>>>,
+    sent: Instant,
+    /// The store may have something of it.
+    engaged: bool,
+    /// It stood in the store's line.
+    queued: bool,
+}
+
+/// How an exchange with the store ended.
+enum Answer {
+    /// The store's answer.
+    Store(Result<Standing, BackendError>),
+    /// A push came first.
+    Settled(Result<(Lease, Instant), LossReason>),
+}
+
+impl Contender {
+    pub(crate) fn new(client: &Arc<Inner>, ask: Ask, patience: Patience) -> Result<Self, Error> {
+        let seat = Seat::take(client)?;
+        Ok(Self {
+            client: Arc::clone(client),
+            ask,
+            patience,
+            turn: None,
+            bid: None,
+            seat: Some(seat),
+        })
+    }
+
+    /// One attempt: `None` when somebody else has the lock, or the turn of this process.
+    pub(crate) async fn try_lock(mut self) -> Result<Option<Held>, Error> {
+        if self.client.cohort_limit > 0 {
+            let Some(turn) = self.client.lines.try_enter(&self.ask.key) else { return Ok(None) };
+            self.turn = Some(turn);
+        }
+        loop {
+            let answer = match self.ask_store(false).await? {
+                Answer::Store(answer) => answer,
+                Answer::Settled(Ok((lease, since))) => match self.take(&lease, since) {
+                    Ok(held) => return Ok(Some(held)),
+                    Err(_) => continue,
+                },
+                Answer::Settled(Err(_)) => continue,
+            };
+            match answer {
+                Ok(Standing::Held(lease)) => {
+                    let since = self.anchor(&lease);
+                    match self.take(&lease, since) {
+                        Ok(held) => return Ok(Some(held)),
+                        Err(_) => self.patience.bear(self.too_late(), false).await?,
+                    }
+                }
+                Ok(Standing::Nothing { .. }) => {
+                    self.disengage();
+                    return Ok(None);
+                }
+                Ok(Standing::Queued { .. }) => return Ok(None),
+                Err(error) => self.patience.bear(error, false).await?,
+            }
+        }
+    }
+
+    /// Waits for the lock, as long as patience lasts.
+    pub(crate) async fn lock(mut self) -> Result<Held, Error> {
+        loop {
+            if self.turn.is_none() && self.client.cohort_limit > 0 {
+                match self.line_up().await? {
+                    Some(Entry::Held(held)) => match self.inherit(held).await {
+                        Ok(held) => return Ok(held),
+                        // Lost in the moment of the hand-over: the turn is gone with it, stand in line anew.
+                        Err(Error::Lost { .. }) => continue,
+                        Err(Error::Backend(error)) => {
+                            self.patience.bear(error, true).await?;
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    },
+                    Some(Entry::Turn(turn)) => self.turn = Some(turn),
+                    None => continue,
+                }
+            }
+            if let Some(held) = self.contend().await? {
+                return Ok(held);
+            }
+        }
+    }
+
+    /// Stands in the line of this process.
+    async fn line_up(&mut self) -> Result<Option<Entry>, Error> {
+        let wants =
+            Wants { adopts: self.ask.owner.is_none(), renews: self.ask.policy.renew_at.is_some() };
+        match self.client.lines.enter(&self.ask.key, wants)? {
+            Ok(turn) => Ok(Some(Entry::Turn(turn))),
+            Err(ticket) => {
+                self.client.keeper.observe(&self.ask.key, &Event::Contended);
+                self.patience.wait(ticket).await
+            }
+        }
+    }
+
+    async fn inherit(&mut self, mut held: Held) -> Result<Held, Error> {
+        let terms = Terms::new(self.ask.ttl, Arc::clone(&self.ask.metadata));
+        held.inherit(&terms, self.ask.policy).await?;
+        held.seat = self.seat.take();
+        self.acquired(held.token());
+        Ok(held)
+    }
+
+    /// Asks the store, and waits in its line or between attempts. `None`: what it had there is gone, and it has to begin anew.
+    async fn contend(&mut self) -> Result<Option<Held>, Error> {
+        let mut told = false;
+        loop {
+            let queue = self.patience.waits();
+            let answer = match self.ask_store(queue).await? {
+                Answer::Store(answer) => answer,
+                Answer::Settled(settled) => return self.settle(settled).await,
+            };
+            let stood_in_line = self.bid.as_ref().is_some_and(|bid| bid.queued);
+            match answer {
+                Ok(Standing::Held(lease)) => {
+                    let since = self.anchor(&lease);
+                    match self.take(&lease, since) {
+                        Ok(held) => return Ok(Some(held)),
+                        Err(_) => self.patience.bear(self.too_late(), stood_in_line).await?,
+                    }
+                    continue;
+                }
+                Ok(_) if !told && !self.client.keeper.is_observed() => told = true,
+                Ok(_) if !told => {
+                    told = true;
+                    self.client.keeper.observe(&self.ask.key, &Event::Contended);
+                }
+                _ => {}
+            }
+            match answer {
+                Ok(Standing::Held(_)) => {}
+                Ok(Standing::Nothing { retry_in }) => {
+                    self.disengage();
+                    self.patience.relieve();
+                    self.patience.pause(retry_in).await?;
+                }
+                Ok(Standing::Queued { recheck }) => {
+                    self.patience.relieve();
+                    let settled = self.stand_in_line(recheck).await?;
+                    return self.settle(settled).await;
+                }
+                Err(error) => self.patience.bear(error, stood_in_line).await?,
+            }
+        }
+    }
+
+    /// Waits in the store's line. The keeper looks after the place.
+    async fn stand_in_line(
+        &mut self,
+        recheck: Duration,
+    ) -> Result<Result<(Lease, Instant), LossReason>, Error> {
+        let Self { bid: Some(bid), patience, client, .. } = self else {
+            return Ok(Err(LossReason::Gone));
+        };
+        bid.queued = true;
+        bid.claim.queued(recheck);
+        client.keeper.place(&bid.claim);
+        let claim = &bid.claim;
+        patience.wait(poll_fn(|cx| claim.poll_settled(cx))).await
+    }
+
+    /// Answers what the store said unasked.
+    async fn settle(
+        &mut self,
+        settled: Result<(Lease, Instant), LossReason>,
+    ) -> Result<Option<Held>, Error> {
+        match settled {
+            Ok((lease, since)) => {
+                if let Ok(held) = self.take(&lease, since) {
+                    return Ok(Some(held));
+                }
+            }
+            Err(LossReason::Shutdown) => return Err(Error::Closed),
+            Err(_) => {}
+        }
+        // An owner id whose place is gone is over; one that comes and goes at once must not spin.
+        let brief =
+            self.bid.as_ref().is_some_and(|bid| bid.sent.elapsed() < Duration::from_millis(20));
+        let queued = self.bid.as_ref().is_some_and(|bid| bid.queued);
+        self.abandon(None);
+        if brief {
+            self.patience.pause(Some(Duration::from_millis(16))).await?;
+        }
+        if queued {
+            self.patience.relieve();
+        }
+        Ok(None)
+    }
+
+    /// One exchange with the store, in which a push may come first. It lasts no longer than its answer could be of use.
+    async fn ask_store(&mut self, queue: bool) -> Result<Answer, Error> {
+        self.patience.check_closed()?;
+        if self.bid.as_ref().is_some_and(|bid| bid.claim.may_queue() != queue) {
+            self.abandon(None);
+        }
+        let bid = match &mut self.bid {
+            Some(bid) => bid,
+            empty => {
+                let claim = self.client.claim(&self.ask, queue, self.turn.is_some(), BLOCK)?;
+                empty.insert(Bid {
+                    claim,
+                    call: None,
+                    sent: Instant::now(),
+                    engaged: false,
+                    queued: false,
+                })
+            }
+        };
+        let sent = Instant::now();
+        (bid.sent, bid.engaged) = (sent, true);
+        let mut call = self.client.backend.start_acquire(bid.claim.clone());
+        // A store that answers at once costs no timer.
+        let claim = bid.claim.clone();
+        let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+        if let Poll::Ready(answer) = first {
+            return Ok(self.check(answer));
+        }
+        bid.call = Some(call);
+        let useful = lease::deadline(sent, self.ask.ttl);
+        let end = self.patience.until().filter(|_| queue).map_or(useful, |until| until.min(useful));
+        let Self { bid: Some(bid), patience, client, .. } = self else { return Err(Error::Closed) };
+        let call = &mut bid.call;
+        let answer = poll_fn(|cx| {
+            if let Some(Poll::Ready(answer)) = call.as_mut().map(|call| call.as_mut().poll(cx)) {
+                *call = None;
+                return Poll::Ready(Answer::Store(answer));
+            }
+            claim.poll_settled(cx).map(Answer::Settled)
+        });
+        tokio::select! {
+            biased;
+            answer = answer => Ok(match answer {
+                Answer::Store(answer) => self.check(answer),
+                settled @ Answer::Settled(_) => settled,
+            }),
+            () = patience.closed().cancelled() => Err(Error::Closed),
+            () = sleep_until(Some(end)) => {
+                patience.check_time()?;
+                let name = client.backend.name();
+                let late = BackendError::transient(name, format!("gave no answer within {:?}", sent.elapsed()));
+                self.abandon(None);
+                Ok(Answer::Store(Err(late)))
+            }
+        }
+    }
+
+    /// A push that came with the answer counts more than the answer.
+    fn check(&self, answer: Result<Standing, BackendError>) -> Answer {
+        if matches!(answer, Ok(Standing::Held(_))) {
+            return Answer::Store(answer);
+        }
+        let settled = self.bid.as_ref().and_then(|bid| bid.claim.settled());
+        settled.map_or(Answer::Store(answer), Answer::Settled)
+    }
+
+    fn anchor(&self, lease: &Lease) -> Instant {
+        let sent = self.bid.as_ref().map_or_else(Instant::now, |bid| bid.sent);
+        lease.since().map_or(sent, |since| since.min(sent))
+    }
+
+    /// Makes a grant a held claim, if it came in time.
+    fn take(&mut self, lease: &Lease, since: Instant) -> Result<Held, LossReason> {
+        let Some(bid) = &self.bid else { return Err(LossReason::Gone) };
+        match Held::take(&self.client, &bid.claim, lease, since, self.ask.policy, &mut self.turn) {
+            Ok(mut held) => {
+                held.seat = self.seat.take();
+                // An answer that is still to come says nothing new.
+                if let Some(call) = self.bid.take().and_then(|bid| bid.call) {
+                    self.client.keeper.adopt(Box::pin(async move {
+                        let _ = call.await;
+                    }));
+                }
+                self.acquired(held.token());
+                Ok(held)
+            }
+            Err(reason) => {
+                self.abandon(None);
+                Err(reason)
+            }
+        }
+    }
+
+    fn acquired(&self, token: crate::FencingToken) {
+        if self.client.keeper.is_observed() {
+            let event = Event::Acquired { token, waited: self.patience.waited() };
+            self.client.keeper.observe(&self.ask.key, &event);
+        }
+    }
+
+    fn too_late(&self) -> BackendError {
+        BackendError::transient(self.client.backend.name(), "granted the lock after its deadline")
+    }
+
+    /// The store has nothing of it.
+    fn disengage(&mut self) {
+        if let Some(bid) = &mut self.bid {
+            bid.engaged = false;
+        }
+    }
+
+    /// Gives up what it may have at the store; the turn goes on when that is answered.
+    fn abandon(&mut self, turn: Option<Turn>) {
+        let Some(Bid { claim, call, sent, engaged, .. }) = self.bid.take() else { return };
+        if let Some(end) = claim.conclude(LossReason::Released) {
+            end.settle();
+        }
+        self.client.keeper.place(&claim);
+        if !engaged {
+            return;
+        }
+        let until = sent + claim.ttl();
+        match call {
+            None => self.client.keeper.give_back(claim, turn, until, None),
+            Some(call) => {
+                let backend = self.client.backend.clone();
+                let release = claim.clone();
+                let call = Box::pin(async move {
+                    // The request in flight must not be overtaken: it would leave behind what the release came too early for.
+                    let _ = call.await;
+                    backend.start_release(release).await
+                });
+                self.client.keeper.give_back(claim, turn, until, Some(call));
+            }
+        }
+    }
+}
+
+impl Drop for Contender {
+    fn drop(&mut self) {
+        let turn = self.turn.take();
+        self.abandon(turn);
+    }
+}

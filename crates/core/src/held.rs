@@ -1,0 +1,419 @@
+//! A claim that is held, until it is given back: by its guard, to the next of this process, or to the store.
+
+use std::{future::Future, pin::Pin, sync::Arc, task::Context, task::Poll, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    BackendError, Claim, Error, Event, FencingToken, Lease, LossReason, Renewal, Standing,
+    any::BoxFuture,
+    claim::{Phase, Terms},
+    client::{Inner, Seat},
+    keeper::{Call, Keeper, nudge},
+    lease,
+    line::Turn,
+    tenure::{Policy, Tenure},
+};
+
+/// A held claim. Dropped, it is given back.
+pub(crate) struct Held {
+    claim: Claim,
+    token: FencingToken,
+    client: Arc<Inner>,
+    min_hold: Duration,
+    /// Its place among the locks of the client.
+    pub(crate) seat: Option<Seat>,
+    /// Somebody else has it now, or it was given back.
+    done: bool,
+}
+
+impl Held {
+    /// Takes what the store granted. `Err`: it came too late, or is lost already; the claim is to be given back.
+    pub(crate) fn take(
+        client: &Arc<Inner>,
+        claim: &Claim,
+        lease: &Lease,
+        since: Instant,
+        policy: Policy,
+        turn: &mut Option<Turn>,
+    ) -> Result<Self, LossReason> {
+        let now = Instant::now();
+        {
+            let mut state = claim.state();
+            match state.phase {
+                Phase::Over { reason, .. } => return Err(reason),
+                Phase::Granted { lease: pushed, .. } if pushed.token() != lease.token() => {
+                    return Err(LossReason::Gone);
+                }
+                Phase::Held(_) => return Err(LossReason::Gone),
+                Phase::Granted { .. } | Phase::Waiting { .. } => {}
+            }
+            let deadline = state.deadline(lease, since);
+            if deadline <= now {
+                return Err(LossReason::Expired);
+            }
+            let ttl = state.terms.ttl;
+            state.phase =
+                Phase::Held(Tenure::new(lease, since, deadline, now, ttl, turn.take(), policy));
+        }
+        client.keeper.place(claim);
+        Ok(Self {
+            claim: claim.clone(),
+            token: lease.token(),
+            client: Arc::clone(client),
+            min_hold: policy.min_hold,
+            seat: None,
+            done: false,
+        })
+    }
+
+    /// Makes a lease that was handed on inside the process one's own: with one's own limits, ttl and metadata.
+    pub(crate) async fn inherit(&mut self, terms: &Terms, policy: Policy) -> Result<(), Error> {
+        self.min_hold = policy.min_hold;
+        let same = {
+            let mut state = self.claim.state();
+            let same = state.terms.ttl == terms.ttl && state.terms.metadata == terms.metadata;
+            match &mut state.phase {
+                Phase::Held(tenure) if tenure.token == self.token => {
+                    tenure.renew_at = policy.renew_at;
+                    tenure.max_hold = policy.max_hold.and_then(|max| tenure.since.checked_add(max));
+                    same
+                }
+                Phase::Over { reason, .. } => return Err(self.lost(*reason)),
+                _ => return Err(self.lost(LossReason::Gone)),
+            }
+        };
+        if policy.max_hold.is_some() {
+            self.keeper().place(&self.claim);
+        }
+        if same { Ok(()) } else { self.change(terms.ttl, Some(Arc::clone(&terms.metadata))).await }
+    }
+
+    /// Gives the lock another ttl, or other words.
+    pub(crate) async fn change(
+        &self,
+        ttl: Duration,
+        metadata: Option<Arc<str>>,
+    ) -> Result<(), Error> {
+        let sent = Instant::now();
+        let (version, old, deadline) = {
+            let mut guard = self.claim.state();
+            let state = &mut *guard;
+            let tenure = match &mut state.phase {
+                Phase::Held(tenure) if tenure.token == self.token && sent < tenure.deadline => {
+                    tenure
+                }
+                Phase::Over { reason, .. } => return Err(self.lost(*reason)),
+                _ => return Err(self.lost(LossReason::Expired)),
+            };
+            // A shorter ttl may count at the store from any moment on; a longer one counts when it is confirmed.
+            tenure.deadline = tenure.deadline.min(lease::deadline(sent, ttl));
+            let deadline = tenure.deadline;
+            let old = state.terms.ttl;
+            state.terms.ttl = ttl;
+            if let Some(metadata) = metadata {
+                state.terms.metadata = metadata;
+            }
+            state.terms.version = state.terms.version.wrapping_add(1);
+            state.terms.unconfirmed = true;
+            (state.terms.version, old, deadline)
+        };
+        self.keeper().place(&self.claim);
+        let renewals = vec![Renewal::changed(self.claim.clone())];
+        let call = Call::new(self.keeper(), self.client.backend.start_renew(renewals));
+        let answer = match tokio::time::timeout_at(deadline, call).await {
+            Ok(answers) => answers.into_iter().next(),
+            Err(_) => None,
+        };
+        let concluded = self.apply_change(sent, ttl, old, version, answer);
+        self.keeper().place(&self.claim);
+        concluded
+    }
+
+    fn apply_change(
+        &self,
+        sent: Instant,
+        ttl: Duration,
+        old: Duration,
+        version: u32,
+        answer: Option<Result<Standing, BackendError>>,
+    ) -> Result<(), Error> {
+        let end = {
+            let mut guard = self.claim.state();
+            let state = &mut *guard;
+            let current = state.terms.version == version;
+            let tenure = match &mut state.phase {
+                Phase::Held(tenure) if tenure.token == self.token => tenure,
+                Phase::Over { reason, .. } => return Err(self.lost(*reason)),
+                _ => return Err(self.lost(LossReason::Gone)),
+            };
+            let reason = if tenure.deadline <= Instant::now() {
+                LossReason::Expired
+            } else {
+                match answer {
+                    Some(Ok(Standing::Held(lease))) if lease.token() == tenure.granted => {
+                        if current {
+                            let since = lease.since().map_or(sent, |since| since.min(sent));
+                            tenure
+                                .extend(since, lease.ttl().map_or(ttl, |granted| granted.min(ttl)));
+                            state.terms.unconfirmed = false;
+                        }
+                        return Ok(());
+                    }
+                    Some(Ok(_)) => LossReason::Gone,
+                    Some(Err(error)) => {
+                        // Which of both the store has is not known: the shorter one is safe to count with.
+                        if current {
+                            state.terms.ttl = old.min(ttl);
+                        }
+                        return Err(error.into());
+                    }
+                    None => LossReason::Expired,
+                }
+            };
+            state.conclude(reason).map(|end| (reason, end))
+        };
+        match end {
+            Some((reason, end)) => {
+                self.keeper().lost(&self.claim, end);
+                Err(self.lost(reason))
+            }
+            None => Err(self.lost(LossReason::Gone)),
+        }
+    }
+
+    /// Until when it is certain to be held, if it still is. Reads the clock.
+    pub(crate) fn check(&self) -> Result<Instant, LossReason> {
+        let end = {
+            let mut state = self.claim.state();
+            match &state.phase {
+                Phase::Held(tenure) if tenure.token == self.token => {
+                    if Instant::now() < tenure.deadline {
+                        return Ok(tenure.deadline);
+                    }
+                    state.conclude(LossReason::Expired)
+                }
+                Phase::Over { reason, .. } => return Err(*reason),
+                _ => return Err(LossReason::Released),
+            }
+        };
+        if let Some(end) = end {
+            self.keeper().lost(&self.claim, end);
+        }
+        Err(LossReason::Expired)
+    }
+
+    /// Canceled when it is held no more.
+    pub(crate) fn lost_token(&self) -> CancellationToken {
+        match &mut self.claim.state().phase {
+            Phase::Held(tenure) if tenure.token == self.token => {
+                tenure.lost.get_or_insert_with(CancellationToken::new).clone()
+            }
+            _ => {
+                let token = CancellationToken::new();
+                token.cancel();
+                token
+            }
+        }
+    }
+
+    /// Until when it is, or was, held.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        match &self.claim.state().phase {
+            Phase::Held(tenure) if tenure.token == self.token => Some(tenure.since),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    pub(crate) const fn token(&self) -> FencingToken {
+        self.token
+    }
+
+    pub(crate) const fn client(&self) -> &Arc<Inner> {
+        &self.client
+    }
+
+    /// Ends the hold now; the store is told by the future.
+    pub(crate) fn release(mut self) -> Release {
+        self.finish()
+    }
+
+    pub(crate) fn lost(&self, reason: LossReason) -> Error {
+        Error::Lost { key: self.claim.key().clone(), reason }
+    }
+
+    fn keeper(&self) -> &Keeper {
+        &self.client.keeper
+    }
+
+    fn finish(&mut self) -> Release {
+        if std::mem::replace(&mut self.done, true) {
+            return Release::Done(false);
+        }
+        let now = Instant::now();
+        let heritable = {
+            let state = self.claim.state();
+            match &state.phase {
+                Phase::Held(tenure) if tenure.token == self.token => {
+                    self.is_heritable(tenure, &state.terms, state.contended, now)
+                }
+                _ => return Release::Done(false),
+            }
+        };
+        if heritable && self.bequeath() {
+            return Release::Done(true);
+        }
+        let mut end = {
+            let mut guard = self.claim.state();
+            let state = &mut *guard;
+            let Phase::Held(tenure) = &state.phase else { return Release::Done(false) };
+            let reason =
+                if tenure.deadline <= now { LossReason::Expired } else { LossReason::Released };
+            state.terms.rest = (tenure.since + self.min_hold).saturating_duration_since(now);
+            let Some(end) = state.conclude(reason) else { return Release::Done(false) };
+            end
+        };
+        if end.reason == LossReason::Expired {
+            self.keeper().lost(&self.claim, end);
+            return Release::Done(false);
+        }
+        self.keeper().place(&self.claim);
+        let until = end.held.map_or(now, |(_, deadline)| deadline);
+        if let Some((since, _)) = end.held.filter(|_| self.keeper().is_observed()) {
+            self.keeper().observe(self.claim.key(), &Event::Released { held: now - since });
+        }
+        let turn = end.take_turn();
+        end.settle();
+        let call = self.client.backend.start_release(self.claim.clone());
+        Release::Giving(Giving {
+            call: Some(call),
+            turn,
+            until,
+            claim: self.claim.clone(),
+            keeper: self.keeper().clone(),
+        })
+    }
+
+    /// Whether the lease can go to the next of this process as it is.
+    fn is_heritable(&self, tenure: &Tenure, terms: &Terms, contended: bool, now: Instant) -> bool {
+        tenure.turn.is_some()
+            && tenure.renew_at.is_some()
+            && tenure.next_token().is_some()
+            && !terms.unconfirmed
+            && now + terms.ttl / 2 <= tenure.deadline + lease::margin(terms.ttl)
+            && (!contended || tenure.passes < self.client.cohort_limit)
+            && tenure.since + self.min_hold <= now
+    }
+
+    /// Hands the lease to the next of this process who waits for it.
+    fn bequeath(&mut self) -> bool {
+        let key = self.claim.key().clone();
+        let since = self.since();
+        while let Some(heir) = self.client.lines.next_heir(&key) {
+            let now = Instant::now();
+            let lost = {
+                let mut guard = self.claim.state();
+                let state = &mut *guard;
+                let Phase::Held(tenure) = &mut state.phase else { return false };
+                let Some(token) = tenure.next_token().filter(|_| tenure.token == self.token) else {
+                    return false;
+                };
+                tenure.token = token;
+                tenure.since = now;
+                tenure.max_hold = None;
+                tenure.passes += u32::from(state.contended);
+                self.token = token;
+                tenure.lost.take()
+            };
+            if let Some(lost) = lost {
+                lost.cancel();
+            }
+            let held = Self {
+                claim: self.claim.clone(),
+                token: self.token,
+                client: Arc::clone(&self.client),
+                min_hold: Duration::ZERO,
+                seat: None,
+                done: false,
+            };
+            match heir.inherit(held) {
+                Ok(()) => {
+                    if let Some(since) = since.filter(|_| self.keeper().is_observed()) {
+                        self.keeper().observe(&key, &Event::Released { held: now - since });
+                    }
+                    return true;
+                }
+                Err(mut held) => held.done = true,
+            }
+        }
+        false
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Release::Giving(mut giving) = self.finish() {
+            giving.nudge();
+        }
+    }
+}
+
+/// A release under way. `true`: it was held.
+pub(crate) enum Release {
+    /// Without the store.
+    Done(bool),
+    Giving(Giving),
+}
+
+/// The store is being told. Dropped, the keeper goes on.
+pub(crate) struct Giving {
+    call: Option<BoxFuture<Result<bool, BackendError>>>,
+    turn: Option<Turn>,
+    until: Instant,
+    claim: Claim,
+    keeper: Keeper,
+}
+
+impl Giving {
+    /// Sends the request at once, where that can be done.
+    fn nudge(&mut self) {
+        let Some(call) = &mut self.call else { return };
+        if let Some(answer) = nudge(call) {
+            self.answered(&answer);
+        }
+    }
+
+    fn answered(&mut self, answer: &Result<bool, BackendError>) {
+        self.call = None;
+        self.turn = None;
+        if matches!(answer, Err(error) if error.is_transient()) {
+            self.keeper.give_back(self.claim.clone(), None, self.until, None);
+        }
+    }
+}
+
+impl Future for Giving {
+    type Output = Result<bool, BackendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(call) = &mut self.call else { return Poll::Pending };
+        let polled = call.as_mut().poll(cx);
+        if let Poll::Ready(answer) = &polled {
+            self.answered(answer);
+        }
+        polled
+    }
+}
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            self.keeper.give_back(self.claim.clone(), self.turn.take(), self.until, Some(call));
+        }
+    }
+}

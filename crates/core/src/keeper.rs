@@ -1,0 +1,281 @@
+//! The keeper: one task per client that renews what is held, looks after places in lines, notices deadlines, and finishes what its
+//! callers left.
+//!
+//! Lock order: a store's own mutex, the keeper's table, a claim's state. Nobody else's code runs under the last two.
+
+mod round;
+mod table;
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{self, Instant},
+};
+
+pub(crate) use self::table::Slot;
+use self::table::Table;
+use crate::{
+    AnyBackend, BackendError, Claim, Event, Key, LossReason, Observer, any::BoxFuture, line::Turn,
+    tenure::End,
+};
+
+/// A handle of the keeper.
+#[derive(Clone)]
+pub(crate) struct Keeper(Arc<Shared>);
+
+struct Shared {
+    backend: AnyBackend,
+    observer: Option<Arc<dyn Observer>>,
+    table: Mutex<Table>,
+    /// Something in the table wants the task's attention.
+    changed: Notify,
+    /// The last job is done.
+    idle: Notify,
+}
+
+impl Keeper {
+    pub(crate) fn new(backend: AnyBackend, observer: Option<Arc<dyn Observer>>) -> Self {
+        let table = Mutex::default();
+        Self(Arc::new(Shared {
+            backend,
+            observer,
+            table,
+            changed: Notify::new(),
+            idle: Notify::new(),
+        }))
+    }
+
+    /// Puts a claim where it belongs in time, after each change of its state.
+    pub(crate) fn place(&self, claim: &Claim) {
+        let urgent = {
+            let mut table = self.0.table();
+            table.place(claim) && table.wakes(self)
+        };
+        if urgent {
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Polls a call to its end that nobody waits for any more.
+    pub(crate) fn adopt(&self, job: BoxFuture<()>) {
+        let urgent = {
+            let mut table = self.0.table();
+            table.jobs.push(job);
+            table.outstanding += 1;
+            table.wakes(self)
+        };
+        if urgent {
+            self.0.changed.notify_one();
+        }
+    }
+
+    /// Gives back what a claim has at the store, in the background: again and again while that may help and `until` is not over. The turn
+    /// is passed on after the first answer.
+    pub(crate) fn give_back(
+        &self,
+        claim: Claim,
+        turn: Option<Turn>,
+        until: Instant,
+        call: Option<BoxFuture<Result<bool, BackendError>>>,
+    ) {
+        let shared = Arc::clone(&self.0);
+        self.adopt(Box::pin(async move {
+            let mut call = call.unwrap_or_else(|| shared.backend.start_release(claim.clone()));
+            let mut turn = turn;
+            let mut pause = Duration::from_millis(16);
+            loop {
+                let answer = call.await;
+                drop(turn.take());
+                let again = matches!(&answer, Err(error) if error.is_transient());
+                if !again || Instant::now() + pause > until || shared.table().stopping {
+                    return;
+                }
+                time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(512));
+                call = shared.backend.start_release(claim.clone());
+            }
+        }));
+    }
+
+    /// A store ended a claim, perhaps under a mutex of its own: the observer is told later.
+    pub(crate) fn ended(&self, claim: &Claim, end: End) {
+        self.place(claim);
+        let event = end.lost_event(Instant::now());
+        end.settle();
+        if let Some(event) = event.filter(|_| self.0.observer.is_some()) {
+            let urgent = {
+                let mut table = self.0.table();
+                table.events.push((claim.key().clone(), event));
+                table.wakes(self)
+            };
+            if urgent {
+                self.0.changed.notify_one();
+            }
+        }
+    }
+
+    /// A claim was found to be lost: tells everybody, and gives back what the store may still have of it.
+    pub(crate) fn lost(&self, claim: &Claim, mut end: End) {
+        self.place(claim);
+        if let Some(event) = end.lost_event(Instant::now()) {
+            self.observe(claim.key(), &event);
+        }
+        let reason = end.reason;
+        // The line is freed at the loss, save where the store still has the lock for us.
+        let turn = if reason == LossReason::Expired { None } else { end.take_turn() };
+        end.settle();
+        if reason != LossReason::Gone {
+            self.give_back(claim.clone(), turn, Instant::now() + claim.ttl(), None);
+        }
+    }
+
+    pub(crate) fn observe(&self, key: &Key, event: &Event) {
+        if let Some(observer) = &self.0.observer {
+            observer.event(key, event);
+        }
+    }
+
+    pub(crate) fn is_observed(&self) -> bool {
+        self.0.observer.is_some()
+    }
+
+    /// Ends every claim, and waits until all that was under way is done.
+    pub(crate) async fn shut_down(&self) {
+        for (claim, end) in self.0.table().conclude_all(LossReason::Shutdown) {
+            self.lost(&claim, end);
+        }
+        self.0.table().stopping = true;
+        let mut idle = pin!(self.0.idle.notified());
+        loop {
+            idle.as_mut().enable();
+            if self.0.table().outstanding == 0 {
+                return;
+            }
+            idle.as_mut().await;
+            idle.set(self.0.idle.notified());
+        }
+    }
+
+    /// Nobody is left: the task ends when the last job is done.
+    pub(crate) fn stop(&self) {
+        self.0.table().stopping = true;
+        self.0.changed.notify_one();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn census(&self) -> (usize, usize) {
+        let table = self.0.table();
+        (table.len(), table.outstanding)
+    }
+}
+
+impl Table {
+    /// Whether the task has to be woken; starts it where there is none.
+    fn wakes(&mut self, keeper: &Keeper) -> bool {
+        if !self.running {
+            let Ok(handle) = Handle::try_current() else { return false };
+            self.running = true;
+            handle.spawn(tend(Running(Arc::clone(&keeper.0))));
+        }
+        true
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells that the task is gone, also when its runtime ends under it: the next caller starts it anew in his.
+struct Running(Arc<Shared>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut table = self.0.table();
+        table.running = false;
+        table.outstanding = table.jobs.len();
+        drop(table);
+        self.0.idle.notify_waiters();
+    }
+}
+
+async fn tend(running: Running) {
+    let shared = &running.0;
+    let mut jobs: FuturesUnordered<BoxFuture<()>> = FuturesUnordered::new();
+    loop {
+        let now = Instant::now();
+        let round = shared.table().collect(now, jobs.is_empty());
+        let Some(wake_at) = round.wake_at else { return };
+        jobs.extend(shared.carry_out(round.work));
+        let timer = time::sleep_until(wake_at.min(now + FAR));
+        tokio::select! {
+            biased;
+            () = shared.changed.notified() => {}
+            Some(()) = jobs.next(), if !jobs.is_empty() => {
+                if shared.table().done() {
+                    shared.idle.notify_waiters();
+                }
+            }
+            () = timer => {}
+        }
+    }
+}
+
+/// The timer's longest sleep: it must not overflow, and waking once a day costs nothing.
+const FAR: Duration = Duration::from_secs(86_400);
+
+/// A call in flight, polled in place by its caller; if the caller goes away, the keeper polls it to its end.
+pub(crate) struct Call<T: Send + 'static> {
+    future: Option<BoxFuture<T>>,
+    keeper: Keeper,
+}
+
+impl<T: Send + 'static> Call<T> {
+    pub(crate) fn new(keeper: &Keeper, future: BoxFuture<T>) -> Self {
+        Self { future: Some(future), keeper: keeper.clone() }
+    }
+}
+
+impl<T: Send + 'static> Future for Call<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let Some(future) = &mut self.future else { return Poll::Pending };
+        let polled = future.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.future = None;
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for Call<T> {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take() {
+            self.keeper.adopt(Box::pin(async move {
+                future.await;
+            }));
+        }
+    }
+}
+
+/// Polls a call once, so that its request leaves at once, where that can be done.
+pub(crate) fn nudge<T>(future: &mut BoxFuture<T>) -> Option<T> {
+    if Handle::try_current().is_err() || std::thread::panicking() {
+        return None;
+    }
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}

@@ -1,0 +1,168 @@
+//! What the keeper does in a round: ends what is over, renews what is due, tells what came of it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Keeper, Shared,
+    table::{Due, Work},
+};
+use crate::{
+    BackendError, Claim, ErrorKind, Event, LossReason, Renewal, Standing,
+    any::BoxFuture,
+    claim::{Phase, State},
+    tenure::End,
+};
+
+/// How many claims go into one call of the store.
+const BATCH: usize = 256;
+
+/// When the store could not say how a place stands, it is asked again after this time.
+const RECHECK_AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+impl Shared {
+    /// Starts all that a round found to do. What takes time is given back as jobs.
+    pub(super) fn carry_out(self: &Arc<Self>, work: Work) -> Vec<BoxFuture<()>> {
+        let keeper = Keeper(Arc::clone(self));
+        for (key, event) in &work.events {
+            keeper.observe(key, event);
+        }
+        for (claim, end) in work.ends {
+            if let (LossReason::MaxHold, Some((since, _))) = (end.reason, end.held) {
+                keeper.observe(claim.key(), &Event::MaxHoldReached { held: since.elapsed() });
+            }
+            keeper.lost(&claim, end);
+        }
+        let mut jobs = work.jobs;
+        let mut renewals = work.renewals.into_iter().peekable();
+        while renewals.peek().is_some() {
+            let batch: Vec<Due> = renewals.by_ref().take(BATCH).collect();
+            self.table().outstanding += 1;
+            jobs.push(self.renew(batch));
+        }
+        jobs
+    }
+
+    fn renew(self: &Arc<Self>, batch: Vec<Due>) -> BoxFuture<()> {
+        let keeper = Keeper(Arc::clone(self));
+        let sent = Instant::now();
+        let renewals = batch
+            .iter()
+            .map(|Due { claim, changed, .. }| Renewal { claim: claim.clone(), changed: *changed });
+        let call = self.backend.start_renew(renewals.collect());
+        let backend = self.backend.clone();
+        Box::pin(async move {
+            let mut answers = call.await.into_iter();
+            for due in batch {
+                let answer = answers.next().unwrap_or_else(|| Err(unanswered(&backend)));
+                keeper.renewed(due, sent, answer);
+            }
+        })
+    }
+}
+
+impl Keeper {
+    fn renewed(&self, due: Due, sent: Instant, answer: Result<Standing, BackendError>) {
+        let Due { claim, late, .. } = &due;
+        let outcome = claim.state().renewed(&due, sent, answer);
+        match outcome {
+            Outcome::Ended(end) => return self.lost(claim, end),
+            Outcome::Failed(error) => self.observe(claim.key(), &Event::RenewalFailed { error }),
+            Outcome::Granted(lease, since) => {
+                claim.granted_since(lease, since);
+            }
+            Outcome::Renewed => self.observe(claim.key(), &Event::Renewed { late: *late }),
+            Outcome::Unchanged => {}
+        }
+        self.place(claim);
+    }
+}
+
+enum Outcome {
+    Ended(End),
+    Failed(BackendError),
+    Granted(crate::Lease, Instant),
+    Renewed,
+    Unchanged,
+}
+
+impl State {
+    /// Applies the answer to a renewal that was sent at `sent`.
+    fn renewed(
+        &mut self,
+        due: &Due,
+        sent: Instant,
+        answer: Result<Standing, BackendError>,
+    ) -> Outcome {
+        let now = Instant::now();
+        let current = self.terms.version == due.version;
+        let reason = match (&mut self.phase, answer) {
+            (Phase::Over { .. }, _) => return Outcome::Unchanged,
+            (Phase::Waiting { renewing, .. }, Ok(Standing::Held(lease))) => {
+                *renewing = false;
+                return Outcome::Granted(
+                    lease,
+                    lease.since().map_or(sent, |since| since.min(sent)),
+                );
+            }
+            (Phase::Waiting { recheck, renewing }, Ok(Standing::Queued { recheck: after })) => {
+                *renewing = false;
+                *recheck = Some(now + after);
+                return Outcome::Unchanged;
+            }
+            (Phase::Waiting { recheck, renewing }, Err(error)) if error.is_transient() => {
+                *renewing = false;
+                *recheck = Some(now + RECHECK_AFTER_FAILURE);
+                return Outcome::Failed(error);
+            }
+            // The place is gone, or so wrong that its contender has to hear it: it asks anew.
+            (Phase::Waiting { .. }, _) => LossReason::Gone,
+            (Phase::Granted { lease, since }, Ok(Standing::Held(again)))
+                if lease.token() == again.token() =>
+            {
+                *since = (*since).max(again.since().unwrap_or(sent).min(sent));
+                return Outcome::Unchanged;
+            }
+            (Phase::Granted { .. }, Ok(Standing::Nothing { .. })) => LossReason::Gone,
+            (Phase::Granted { .. }, _) => return Outcome::Unchanged,
+            (Phase::Held(tenure), Ok(Standing::Held(lease))) if lease.token() == tenure.granted => {
+                tenure.renewing = false;
+                if tenure.deadline <= now {
+                    LossReason::Expired
+                } else {
+                    let granted = lease.ttl().map_or(due.ttl, |ttl| ttl.min(due.ttl));
+                    if current {
+                        self.terms.unconfirmed &= !due.changed;
+                        tenure.extend(lease.since().map_or(sent, |since| since.min(sent)), granted);
+                    } else {
+                        tenure.plan_renewal(sent, self.terms.ttl);
+                    }
+                    return Outcome::Renewed;
+                }
+            }
+            (Phase::Held(_), Ok(_)) => LossReason::Gone,
+            (Phase::Held(_), Err(error)) if error.kind() == ErrorKind::Conflict => LossReason::Gone,
+            (Phase::Held(tenure), Err(error)) => {
+                tenure.renewing = false;
+                tenure.retry_renewal(now, self.terms.ttl);
+                return Outcome::Failed(error);
+            }
+        };
+        self.conclude(reason).map_or(Outcome::Unchanged, Outcome::Ended)
+    }
+}
+
+impl Claim {
+    /// The store gave it a place.
+    pub(crate) fn queued(&self, recheck: Duration) {
+        if let Phase::Waiting { recheck: at, .. } = &mut self.state().phase {
+            *at = Some(Instant::now() + recheck);
+        }
+    }
+}
+
+fn unanswered(backend: &crate::AnyBackend) -> BackendError {
+    use crate::Backend as _;
+    BackendError::transient(backend.name(), "gave fewer answers than there were renewals")
+}

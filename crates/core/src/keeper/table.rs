@@ -1,0 +1,217 @@
+//! What the keeper knows: claims by the time at which they are due, calls to finish, events to tell.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{Claim, Event, Key, LossReason, any::BoxFuture, claim::Phase, tenure::End};
+
+/// A claim's place in the table.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Slot {
+    at: Instant,
+    serial: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    due: BTreeMap<Slot, Claim>,
+    serial: u64,
+    /// When the task wakes by itself; none while it is at work.
+    sleeps_until: Option<Instant>,
+    pub(super) running: bool,
+    pub(super) stopping: bool,
+    pub(super) jobs: Vec<BoxFuture<()>>,
+    /// Jobs that are not done yet, taken up or not.
+    pub(super) outstanding: usize,
+    pub(super) events: Vec<(Key, Event)>,
+}
+
+/// What is to be done now, and when to look again; never: the task is to end.
+pub(super) struct Round {
+    pub(super) work: Work,
+    pub(super) wake_at: Option<Instant>,
+}
+
+#[derive(Default)]
+pub(super) struct Work {
+    pub(super) jobs: Vec<BoxFuture<()>>,
+    pub(super) events: Vec<(Key, Event)>,
+    pub(super) renewals: Vec<Due>,
+    pub(super) ends: Vec<(Claim, End)>,
+}
+
+/// A claim to renew, as it is at this moment.
+pub(super) struct Due {
+    pub(super) claim: Claim,
+    pub(super) ttl: Duration,
+    pub(super) version: u32,
+    pub(super) changed: bool,
+    /// How long ago it was due.
+    pub(super) late: Duration,
+}
+
+/// How far ahead the task looks when nothing at all is due.
+const IDLE: Duration = Duration::from_secs(3600);
+
+impl Table {
+    /// Moves a claim to its place. `true`: the task has to know, it would wake too late.
+    pub(super) fn place(&mut self, claim: &Claim) -> bool {
+        let mut state = claim.state();
+        let due = state.due();
+        if state.slot.map(|slot| slot.at) == due {
+            return false;
+        }
+        if let Some(slot) = state.slot.take() {
+            self.due.remove(&slot);
+        }
+        let Some(at) = due else { return false };
+        self.serial += 1;
+        let slot = Slot { at, serial: self.serial };
+        state.slot = Some(slot);
+        drop(state);
+        self.due.insert(slot, claim.clone());
+        !self.running || self.sleeps_until.is_some_and(|until| at < until)
+    }
+
+    /// What is due by now, and what will be so soon that it goes with it.
+    pub(super) fn collect(&mut self, now: Instant, idle: bool) -> Round {
+        let mut work = Work {
+            jobs: std::mem::take(&mut self.jobs),
+            events: std::mem::take(&mut self.events),
+            ..Work::default()
+        };
+        for claim in self.take_due(now) {
+            match assess(&claim, now) {
+                Verdict::End(end) => work.ends.push((claim, end)),
+                Verdict::Renew(due) => {
+                    self.place(&claim);
+                    work.renewals.push(due);
+                }
+                Verdict::Wait => {
+                    self.place(&claim);
+                }
+            }
+        }
+        let done = self.stopping && idle && self.due.is_empty() && work.is_empty();
+        let wake_at = self.due.first_key_value().map_or(now + IDLE, |(slot, _)| slot.at);
+        self.sleeps_until = Some(wake_at);
+        Round { work, wake_at: (!done).then_some(wake_at) }
+    }
+
+    fn take_due(&mut self, now: Instant) -> Vec<Claim> {
+        let Some((first, claim)) = self.due.first_key_value() else { return Vec::new() };
+        if now < first.at {
+            return Vec::new();
+        }
+        let horizon = Slot { at: now + slack(claim.ttl()), serial: u64::MAX };
+        let mut taken = Vec::new();
+        for (slot, claim) in self.due.range(..=horizon) {
+            if slot.at <= now || is_soon(claim, now) {
+                taken.push(*slot);
+            }
+        }
+        taken
+            .iter()
+            .filter_map(|slot| self.due.remove(slot))
+            .inspect(|claim| claim.state().slot = None)
+            .collect()
+    }
+
+    /// A job is done. `true`: it was the last.
+    pub(super) fn done(&mut self) -> bool {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        self.outstanding == 0
+    }
+
+    /// Ends all claims that it knows.
+    pub(super) fn conclude_all(&mut self, reason: LossReason) -> Vec<(Claim, End)> {
+        let claims = std::mem::take(&mut self.due).into_values();
+        claims
+            .filter_map(|claim| {
+                let mut state = claim.state();
+                state.slot = None;
+                let end = state.conclude(reason)?;
+                drop(state);
+                Some((claim, end))
+            })
+            .collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.due.len()
+    }
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+            && self.events.is_empty()
+            && self.renewals.is_empty()
+            && self.ends.is_empty()
+    }
+}
+
+enum Verdict {
+    End(End),
+    Renew(Due),
+    Wait,
+}
+
+/// Renewals that are due within a 48th of the ttl go together.
+fn slack(ttl: Duration) -> Duration {
+    ttl / 48
+}
+
+fn is_soon(claim: &Claim, now: Instant) -> bool {
+    let state = claim.state();
+    matches!(&state.phase, Phase::Held(tenure) if tenure.wants_renewal(now, slack(state.terms.ttl)))
+}
+
+fn assess(claim: &Claim, now: Instant) -> Verdict {
+    let mut guard = claim.state();
+    let state = &mut *guard;
+    let terms = &state.terms;
+    let reason = match &mut state.phase {
+        Phase::Waiting { recheck: Some(recheck), renewing } if !*renewing && *recheck <= now => {
+            *renewing = true;
+            let late = now - *recheck;
+            return Verdict::Renew(Due::new(
+                claim,
+                terms.ttl,
+                terms.version,
+                terms.unconfirmed,
+                late,
+            ));
+        }
+        Phase::Granted { lease, since } => {
+            let (lease, since) = (*lease, *since);
+            if now < state.deadline(&lease, since) {
+                return Verdict::Wait;
+            }
+            LossReason::Expired
+        }
+        Phase::Held(tenure) if tenure.deadline <= now => LossReason::Expired,
+        Phase::Held(tenure) if tenure.max_hold.is_some_and(|max| max <= now) => LossReason::MaxHold,
+        Phase::Held(tenure) if tenure.wants_renewal(now, slack(terms.ttl)) => {
+            tenure.renewing = true;
+            let late = tenure.overdue(now);
+            return Verdict::Renew(Due::new(
+                claim,
+                terms.ttl,
+                terms.version,
+                terms.unconfirmed,
+                late,
+            ));
+        }
+        _ => return Verdict::Wait,
+    };
+    state.conclude(reason).map_or(Verdict::Wait, Verdict::End)
+}
+
+impl Due {
+    fn new(claim: &Claim, ttl: Duration, version: u32, changed: bool, late: Duration) -> Self {
+        Self { claim: claim.clone(), ttl, version, changed, late }
+    }
+}

@@ -1,0 +1,232 @@
+//! The line of this process for each key: who may contend for it at the store, and who is next.
+//!
+//! At most one contender of a process and key goes to the store. The right to is a [`Turn`], which passes itself on when it is dropped. A
+//! waiter is sent either the turn or a lease that is still held; whoever drops what it was sent, at any moment, passes it on.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use tokio::sync::oneshot;
+
+use crate::{Error, Key, held::Held};
+
+/// All lines of a client.
+#[derive(Clone)]
+pub(crate) struct Lines(Arc<Shared>);
+
+struct Shared {
+    table: Mutex<Table>,
+    max_waiters: usize,
+}
+
+#[derive(Default)]
+struct Table {
+    /// A key has a line while somebody has its turn.
+    lines: HashMap<Key, Line>,
+    waiting: usize,
+}
+
+#[derive(Default)]
+struct Line {
+    waiters: VecDeque<Waiter>,
+    /// How many of them do not wait any more.
+    gone: usize,
+}
+
+/// Somebody who waits.
+pub(crate) struct Waiter {
+    tx: oneshot::Sender<Entry>,
+    wants: Wants,
+}
+
+/// What a waiter asks of a lease that is handed on to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Wants {
+    /// It takes a lease under another owner id than one of its own choice.
+    pub(crate) adopts: bool,
+    /// It keeps the lease renewed.
+    pub(crate) renews: bool,
+}
+
+/// What a waiter is sent.
+pub(crate) enum Entry {
+    /// The lock itself, still held at the store.
+    Held(Held),
+    /// The right to contend.
+    Turn(Turn),
+}
+
+/// The right to contend for a key. Dropped, it goes to the next who waits.
+pub(crate) struct Turn(Option<Right>);
+
+struct Right {
+    lines: Lines,
+    key: Key,
+}
+
+/// A place in a line. Dropped, it is given up.
+pub(crate) struct Ticket {
+    rx: oneshot::Receiver<Entry>,
+    lines: Lines,
+    key: Key,
+}
+
+impl Lines {
+    pub(crate) fn new(max_waiters: usize) -> Self {
+        Self(Arc::new(Shared { table: Mutex::default(), max_waiters }))
+    }
+
+    /// The turn, if nobody has it.
+    pub(crate) fn try_enter(&self, key: &Key) -> Option<Turn> {
+        let mut table = self.table();
+        if table.lines.contains_key(key) {
+            return None;
+        }
+        table.lines.insert(key.clone(), Line::default());
+        Some(self.turn(key))
+    }
+
+    /// The turn, or a place to wait for it.
+    pub(crate) fn enter(&self, key: &Key, wants: Wants) -> Result<Result<Turn, Ticket>, Error> {
+        let mut table = self.table();
+        let full = table.waiting >= self.0.max_waiters;
+        let Some(line) = table.lines.get_mut(key) else {
+            table.lines.insert(key.clone(), Line::default());
+            return Ok(Ok(self.turn(key)));
+        };
+        if full {
+            return Err(Error::Overloaded { what: "waiters", limit: self.0.max_waiters });
+        }
+        let (tx, rx) = oneshot::channel();
+        line.waiters.push_back(Waiter { tx, wants });
+        table.waiting += 1;
+        Ok(Err(Ticket { rx, lines: self.clone(), key: key.clone() }))
+    }
+
+    /// Whether anybody of this process waits for the key.
+    pub(crate) fn awaited(&self, key: &Key) -> bool {
+        let table = self.table();
+        table
+            .lines
+            .get(key)
+            .is_some_and(|line| line.waiters.iter().any(|waiter| !waiter.tx.is_closed()))
+    }
+
+    /// The next in line, if a held lease can be handed to it.
+    pub(crate) fn next_heir(&self, key: &Key) -> Option<Waiter> {
+        self.table().pop(key, |wants| wants.adopts && wants.renews)
+    }
+
+    /// How many keys have a line, and how many wait in all of them.
+    #[cfg(test)]
+    pub(crate) fn census(&self) -> (usize, usize) {
+        let table = self.table();
+        (table.lines.len(), table.waiting)
+    }
+
+    fn turn(&self, key: &Key) -> Turn {
+        Turn(Some(Right { lines: self.clone(), key: key.clone() }))
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Takes the first who still waits out of the line, if it fits.
+    fn pop(&mut self, key: &Key, fits: impl Fn(Wants) -> bool) -> Option<Waiter> {
+        let line = self.lines.get_mut(key)?;
+        while let Some(waiter) = line.waiters.front() {
+            if waiter.tx.is_closed() {
+                line.waiters.pop_front();
+                line.gone = line.gone.saturating_sub(1);
+            } else if fits(waiter.wants) {
+                return line.waiters.pop_front();
+            } else {
+                return None;
+            }
+        }
+        None
+    }
+}
+
+impl Waiter {
+    /// Hands the lock over; gives it back when nobody waits here any more.
+    pub(crate) fn inherit(self, held: Held) -> Result<(), Held> {
+        match self.tx.send(Entry::Held(held)) {
+            Err(Entry::Held(held)) => Err(held),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Right {
+    fn pass(mut self) {
+        loop {
+            let waiter = {
+                let mut table = self.lines.table();
+                let waiter = table.pop(&self.key, |_| true);
+                if waiter.is_none() {
+                    table.lines.remove(&self.key);
+                }
+                waiter
+            };
+            let Some(waiter) = waiter else { return };
+            let Err(Entry::Turn(mut turn)) = waiter.tx.send(Entry::Turn(Turn(Some(self)))) else {
+                return;
+            };
+            let Some(right) = turn.0.take() else { return };
+            self = right;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(right) = self.0.take() {
+            right.pass();
+        }
+    }
+}
+
+impl fmt::Debug for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Turn")
+    }
+}
+
+impl Future for Ticket {
+    /// None: the lock was lost in the moment in which it was to be handed on. Enter again.
+    type Output = Option<Entry>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.rx).poll(cx).map(Result::ok)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.rx.close();
+        let sent = self.rx.try_recv();
+        let mut table = self.lines.table();
+        table.waiting -= 1;
+        if sent.is_err()
+            && let Some(line) = table.lines.get_mut(&self.key)
+        {
+            line.gone += 1;
+            if line.gone * 2 > line.waiters.len() {
+                line.waiters.retain(|waiter| !waiter.tx.is_closed());
+                line.gone = 0;
+            }
+        }
+        drop(table);
+        drop(sent);
+    }
+}
