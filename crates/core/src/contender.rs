@@ -36,6 +36,8 @@ pub(crate) struct Contender {
     patience: Patience,
     turn: Option<Turn>,
     bid: Option<Bid>,
+    /// It stood in the store's line once: an outage of the store is borne for a while.
+    stood_in_line: bool,
     /// It counts among the locks of the client until what it got is given back.
     seat: Option<Seat>,
 }
@@ -47,8 +49,6 @@ struct Bid {
     sent: Instant,
     /// The store may have something of it.
     engaged: bool,
-    /// It stood in the store's line.
-    queued: bool,
 }
 
 /// How an exchange with the store ended.
@@ -68,6 +68,7 @@ impl Contender {
             patience,
             turn: None,
             bid: None,
+            stood_in_line: false,
             seat: Some(seat),
         })
     }
@@ -154,42 +155,33 @@ impl Contender {
     /// Asks the store, and waits in its line or between attempts. `None`: what it had there is gone, and it has to begin anew.
     async fn contend(&mut self) -> Result<Option<Held>, Error> {
         let mut told = false;
+        let queue = self.patience.waits();
         loop {
-            let queue = self.patience.waits();
             let answer = match self.ask_store(queue).await? {
                 Answer::Store(answer) => answer,
                 Answer::Settled(settled) => return self.settle(settled).await,
             };
-            let stood_in_line = self.bid.as_ref().is_some_and(|bid| bid.queued);
             match answer {
                 Ok(Standing::Held(lease)) => {
                     let since = self.anchor(&lease);
                     match self.take(&lease, since) {
                         Ok(held) => return Ok(Some(held)),
-                        Err(_) => self.patience.bear(self.too_late(), stood_in_line).await?,
+                        Err(_) => self.patience.bear(self.too_late(), self.stood_in_line).await?,
                     }
-                    continue;
                 }
-                Ok(_) if !told && !self.client.keeper.is_observed() => told = true,
-                Ok(_) if !told => {
-                    told = true;
-                    self.client.keeper.observe(&self.ask.key, &Event::Contended);
-                }
-                _ => {}
-            }
-            match answer {
-                Ok(Standing::Held(_)) => {}
                 Ok(Standing::Nothing { retry_in }) => {
+                    self.tell_contended(&mut told);
                     self.disengage();
                     self.patience.relieve();
                     self.patience.pause(retry_in).await?;
                 }
                 Ok(Standing::Queued { recheck }) => {
+                    self.tell_contended(&mut told);
                     self.patience.relieve();
                     let settled = self.stand_in_line(recheck).await?;
                     return self.settle(settled).await;
                 }
-                Err(error) => self.patience.bear(error, stood_in_line).await?,
+                Err(error) => self.patience.bear(error, self.stood_in_line).await?,
             }
         }
     }
@@ -202,7 +194,7 @@ impl Contender {
         let Self { bid: Some(bid), patience, client, .. } = self else {
             return Ok(Err(LossReason::Gone));
         };
-        bid.queued = true;
+        self.stood_in_line = true;
         bid.claim.queued(recheck);
         client.keeper.place(&bid.claim);
         let claim = &bid.claim;
@@ -226,13 +218,9 @@ impl Contender {
         // An owner id whose place is gone is over; one that comes and goes at once must not spin.
         let brief =
             self.bid.as_ref().is_some_and(|bid| bid.sent.elapsed() < Duration::from_millis(20));
-        let queued = self.bid.as_ref().is_some_and(|bid| bid.queued);
         self.abandon(None);
         if brief {
             self.patience.pause(Some(Duration::from_millis(16))).await?;
-        }
-        if queued {
-            self.patience.relieve();
         }
         Ok(None)
     }
@@ -240,20 +228,11 @@ impl Contender {
     /// One exchange with the store, in which a push may come first. It lasts no longer than its answer could be of use.
     async fn ask_store(&mut self, queue: bool) -> Result<Answer, Error> {
         self.patience.check_closed()?;
-        if self.bid.as_ref().is_some_and(|bid| bid.claim.may_queue() != queue) {
-            self.abandon(None);
-        }
         let bid = match &mut self.bid {
             Some(bid) => bid,
             empty => {
                 let claim = self.client.claim(&self.ask, queue, self.turn.is_some(), BLOCK)?;
-                empty.insert(Bid {
-                    claim,
-                    call: None,
-                    sent: Instant::now(),
-                    engaged: false,
-                    queued: false,
-                })
+                empty.insert(Bid { claim, call: None, sent: Instant::now(), engaged: false })
             }
         };
         let sent = Instant::now();
@@ -327,6 +306,12 @@ impl Contender {
                 self.abandon(None);
                 Err(reason)
             }
+        }
+    }
+
+    fn tell_contended(&self, told: &mut bool) {
+        if !std::mem::replace(told, true) {
+            self.client.keeper.observe(&self.ask.key, &Event::Contended);
         }
     }
 

@@ -165,9 +165,13 @@ impl Keeper {
         }
     }
 
-    /// Nobody is left: the task ends when the last job is done.
+    /// Nobody is left: the task ends when the last job is done. What no task will ever do is dropped.
     pub(crate) fn stop(&self) {
-        self.0.table().stopping = true;
+        let mut table = self.0.table();
+        table.stopping = true;
+        let dropped = if table.running { None } else { Some(table.clear()) };
+        drop(table);
+        drop(dropped);
         self.0.changed.notify_one();
     }
 
@@ -184,7 +188,7 @@ impl Table {
         if !self.running {
             let Ok(handle) = Handle::try_current() else { return false };
             self.running = true;
-            handle.spawn(tend(Running(Arc::clone(&keeper.0))));
+            handle.spawn(tend(Running { shared: Arc::clone(&keeper.0), ended: false }));
         }
         true
     }
@@ -197,25 +201,33 @@ impl Shared {
 }
 
 /// Tells that the task is gone, also when its runtime ends under it: the next caller starts it anew in his.
-struct Running(Arc<Shared>);
+struct Running {
+    shared: Arc<Shared>,
+    /// The task ended by itself, and said so in the table.
+    ended: bool,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut table = self.0.table();
-        table.running = false;
-        table.outstanding = table.jobs.len();
-        drop(table);
-        self.0.idle.notify_waiters();
+        if !self.ended {
+            let mut table = self.shared.table();
+            table.running = false;
+            table.outstanding = table.jobs.len();
+        }
+        self.shared.idle.notify_waiters();
     }
 }
 
-async fn tend(running: Running) {
-    let shared = &running.0;
+async fn tend(mut running: Running) {
+    let shared = Arc::clone(&running.shared);
     let mut jobs: FuturesUnordered<BoxFuture<()>> = FuturesUnordered::new();
     loop {
         let now = Instant::now();
         let round = shared.table().collect(now, jobs.is_empty());
-        let Some(wake_at) = round.wake_at else { return };
+        let Some(wake_at) = round.wake_at else {
+            running.ended = true;
+            return;
+        };
         jobs.extend(shared.carry_out(round.work));
         let timer = time::sleep_until(wake_at.min(now + FAR));
         tokio::select! {

@@ -94,6 +94,7 @@ impl Table {
             }
         }
         let done = self.stopping && idle && self.due.is_empty() && work.is_empty();
+        self.running = !done;
         let wake_at = self.due.first_key_value().map_or(now + IDLE, |(slot, _)| slot.at);
         self.sleeps_until = Some(wake_at);
         Round { work, wake_at: (!done).then_some(wake_at) }
@@ -122,6 +123,11 @@ impl Table {
     pub(super) fn done(&mut self) -> bool {
         self.outstanding = self.outstanding.saturating_sub(1);
         self.outstanding == 0
+    }
+
+    /// Forgets everything. What is given back is to be dropped outside of the table's mutex.
+    pub(super) fn clear(&mut self) -> Self {
+        std::mem::replace(self, Self { stopping: self.stopping, ..Self::default() })
     }
 
     /// Ends all claims that it knows.
