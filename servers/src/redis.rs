@@ -1,5 +1,9 @@
 //! Redis servers.
 
+mod cluster;
+mod sentinel;
+mod tls;
+
 use std::{
     fmt, io,
     path::{Path, PathBuf},
@@ -11,6 +15,8 @@ use crate::{
     process::{Process, temp_dir},
     resp::{Connection, Reply},
 };
+
+pub use self::{cluster::RedisCluster, sentinel::RedisSentinel, tls::RedisTls};
 
 /// How long a server may take to answer its first PING, on a machine that is busy compiling.
 const START: Duration = Duration::from_secs(30);
@@ -62,7 +68,9 @@ impl RedisServer {
             let port = free_port()?;
             let dir = temp_dir(name)?;
             let mut args = args(port, &dir)?;
-            args.splice(0..0, common_args(&dir));
+            // A configuration file has to come first.
+            let first = args.iter().take_while(|arg| !arg.starts_with("--")).count();
+            args.splice(first..first, common_args(&dir));
             let password = args
                 .windows(2)
                 .find_map(|pair| (pair[0] == "--requirepass").then(|| pair[1].clone()));

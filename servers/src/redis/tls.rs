@@ -1,0 +1,101 @@
+//! A Redis server behind TLS.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+use crate::redis::RedisServer;
+
+/// One server whose only port speaks TLS, with a certificate made on the spot.
+///
+/// The certificate names `localhost` and `127.0.0.1`. The unix socket stays in the clear.
+#[derive(Debug)]
+pub struct RedisTls {
+    server: RedisServer,
+}
+
+impl RedisTls {
+    /// Makes an authority and a certificate, starts a server with them and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`RedisServer::start`]; a Redis built without TLS says so.
+    pub fn start(args: &[&str]) -> io::Result<Self> {
+        let server = RedisServer::launch("tls", |port, dir| {
+            write_certificates(dir)?;
+            let path = |name| dir.join(name).display().to_string();
+            let (port, ca, cert, key) =
+                (port.to_string(), path(CA), path("server.pem"), path("server.key"));
+            let own = [
+                ["--port", "0"],
+                ["--tls-port", &port],
+                ["--tls-ca-cert-file", &ca],
+                ["--tls-cert-file", &cert],
+                ["--tls-key-file", &key],
+                ["--tls-auth-clients", "no"],
+            ];
+            Ok([own.as_flattened(), args].concat().into_iter().map(str::to_owned).collect())
+        })?;
+        Ok(Self { server })
+    }
+
+    /// The server; its [`url`](RedisServer::url) is not the one to use.
+    #[must_use]
+    pub fn server(&self) -> &RedisServer {
+        &self.server
+    }
+
+    /// `rediss://localhost:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("rediss://localhost:{}", self.server.port())
+    }
+
+    /// The PEM file of the authority that signed the server's certificate.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.server.dir().join(CA)
+    }
+
+    /// The PEM file of an authority that has nothing to do with this server.
+    #[must_use]
+    pub fn other_ca(&self) -> PathBuf {
+        self.server.dir().join(OTHER_CA)
+    }
+
+    /// The server alone, for who wants to keep it longer.
+    #[must_use]
+    pub fn into_server(self) -> RedisServer {
+        self.server
+    }
+}
+
+const CA: &str = "ca.pem";
+
+const OTHER_CA: &str = "other-ca.pem";
+
+fn write_certificates(dir: &Path) -> io::Result<()> {
+    let (ca, issuer) = authority("distlock test authority")?;
+    fs::write(dir.join(CA), ca)?;
+    let (other, _) = authority("another authority")?;
+    fs::write(dir.join(OTHER_CA), other)?;
+    let key = KeyPair::generate().map_err(io::Error::other)?;
+    let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+    let certificate = CertificateParams::new(names)
+        .and_then(|params| params.signed_by(&key, &issuer))
+        .map_err(io::Error::other)?;
+    fs::write(dir.join("server.pem"), certificate.pem())?;
+    fs::write(dir.join("server.key"), key.serialize_pem())
+}
+
+fn authority(name: &str) -> io::Result<(String, Issuer<'static, KeyPair>)> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let key = KeyPair::generate().map_err(io::Error::other)?;
+    let certificate = params.self_signed(&key).map_err(io::Error::other)?;
+    Ok((certificate.pem(), Issuer::new(params, key)))
+}

@@ -1,0 +1,84 @@
+//! Cluster, Sentinel and TLS servers are whole when they are handed out.
+
+use std::{
+    io,
+    net::TcpStream,
+    path::Path,
+    process::{Command, Output},
+    time::Duration,
+};
+
+use distlock_servers::{
+    net::wait_until,
+    redis::{RedisCluster, RedisSentinel, RedisTls},
+};
+
+#[test]
+fn a_cluster_serves_every_slot_and_survives_a_master() -> io::Result<()> {
+    let cluster = RedisCluster::start(&["--cluster-node-timeout", "1000"])?;
+    let [first, second, third, replicas @ ..] = cluster.nodes() else { panic!("too few nodes") };
+    assert_eq!(replicas.len(), 3);
+    assert!(cluster.url().starts_with(&format!("redis-cluster://127.0.0.1:{},", first.port())));
+    // "foo" is in slot 12182, "hello" in 866.
+    assert_eq!(cluster.master_of("foo", first)?.port(), third.port());
+    assert_eq!(cluster.master_of("hello", replicas.last().expect("three"))?.port(), first.port());
+    assert_eq!(third.command(&["SET", "foo", "bar"])?, "OK");
+    let moved = second.command(&["GET", "foo"]).unwrap_err().to_string();
+    assert_eq!(moved, format!("MOVED 12182 127.0.0.1:{}", third.port()));
+    for (master, replica) in cluster.nodes().iter().zip(replicas) {
+        assert_eq!(cluster.replica_of(master)?.port(), replica.port());
+    }
+
+    let heir = cluster.replica_of(third)?;
+    assert_eq!(third.command(&["WAIT", "1", "10000"])?, "1");
+    third.kill()?;
+    wait_until("the replica takes over", Duration::from_secs(60), || {
+        Ok(heir.info("role")? == "master" && cluster.master_of("foo", first)?.port() == heir.port())
+    })?;
+    third.restart()?;
+    cluster.wait_ready()?;
+    assert_eq!(heir.command(&["GET", "foo"])?, "bar");
+    assert_eq!(cluster.replica_of(heir)?.port(), third.port());
+    Ok(())
+}
+
+#[test]
+fn sentinels_promote_the_replica_of_a_dead_master() -> io::Result<()> {
+    let group = RedisSentinel::start(&[])?;
+    let [master, replica] = group.servers() else { panic!("not two servers") };
+    assert_eq!(group.sentinels().len(), 3);
+    assert!(group.url().ends_with("/?master=distlock"));
+    assert_eq!(group.master()?.port(), master.port());
+    assert_eq!(master.command(&["SET", "key", "value"])?, "OK");
+    assert_eq!(master.command(&["WAIT", "1", "10000"])?, "1");
+    master.kill()?;
+    wait_until("the replica takes over", Duration::from_secs(60), || {
+        Ok(replica.info("role")? == "master" && group.master()?.port() == replica.port())
+    })?;
+    assert_eq!(replica.command(&["GET", "key"])?, "value");
+    Ok(())
+}
+
+#[test]
+fn a_tls_server_is_known_by_its_authority_alone() -> io::Result<()> {
+    let tls = RedisTls::start(&[])?;
+    assert_eq!(tls.url(), format!("rediss://localhost:{}", tls.server().port()));
+    let output = ping(&tls, "localhost", &tls.ca())?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "PONG");
+    let output = ping(&tls, "127.0.0.1", &tls.ca())?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "PONG");
+    let output = ping(&tls, "localhost", &tls.other_ca())?;
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("certificate verify failed"));
+    assert_eq!(tls.server().command(&["CONFIG", "GET", "port"])?, "port\n0");
+    TcpStream::connect(("127.0.0.1", tls.server().port()))?;
+    Ok(())
+}
+
+fn ping(tls: &RedisTls, host: &str, ca: &Path) -> io::Result<Output> {
+    Command::new("redis-cli")
+        .args(["--tls", "-h", host, "-p", &tls.server().port().to_string(), "--cacert"])
+        .arg(ca)
+        .arg("PING")
+        .output()
+}
