@@ -47,8 +47,10 @@ fn apt_install(prefix: &[&str], package: &str) -> Result {
     // In the rescue runlevel a package does not start its service; systemd does not care, see below.
     let quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get"];
     let apt = [prefix, &quiet].concat();
-    run::run(&command(&[&apt[..], &["update"]].concat()))?;
-    run::run(&command(&[&apt[..], &["install", "-y", "--no-install-recommends", package]].concat()))
+    run::run_aside(&command(&[&apt[..], &["update"]].concat()))?;
+    run::run_aside(&command(
+        &[&apt[..], &["install", "-y", "--no-install-recommends", package]].concat(),
+    ))
 }
 
 /// Stops the service that an installation of ours started on the well-known port.

@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    io,
     os::unix::process::CommandExt,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -67,13 +68,23 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 
 /// Runs to the end, in our own terminal; an exit code other than 0 is an error.
 pub(crate) fn run(command: &Command) -> Result {
+    run_to(command, Stdio::inherit())
+}
+
+/// As [`run`], but nothing goes to standard output, which belongs to somebody else.
+pub(crate) fn run_aside(command: &Command) -> Result {
+    run_to(command, io::stderr().into())
+}
+
+fn run_to(command: &Command, stdout: Stdio) -> Result {
     let mut leashed = Command::new("sh");
     leashed
         .args(["-c", LEASH, "leash"])
         .arg(command.get_program())
         .args(command.get_args())
         .process_group(0)
-        .stdin(Stdio::piped());
+        .stdin(Stdio::piped())
+        .stdout(stdout);
     if let Some(dir) = command.get_current_dir() {
         leashed.current_dir(dir);
     }
@@ -84,7 +95,7 @@ pub(crate) fn run(command: &Command) -> Result {
         };
     }
     let line = display(command);
-    println!("$ {line}");
+    eprintln!("$ {line}");
     let mut child = leashed.spawn().map_err(|error| format!("`{line}`: {error}"))?;
     // `wait` would close the pipe first.
     let pipe = child.stdin.take();
