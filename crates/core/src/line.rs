@@ -230,3 +230,82 @@ impl Drop for Ticket {
         drop(sent);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    const WANTS: Wants = Wants { adopts: true, renews: true };
+
+    fn key() -> Key {
+        Key::new("k").unwrap()
+    }
+
+    fn ticket(lines: &Lines) -> Ticket {
+        lines.enter(&key(), WANTS).unwrap().err().expect("somebody has the turn")
+    }
+
+    #[tokio::test]
+    async fn a_turn_goes_to_those_who_wait_in_their_order() {
+        let lines = Lines::new(9);
+        let turn = lines.try_enter(&key()).unwrap();
+        assert!(lines.try_enter(&key()).is_none());
+        let (first, second) = (ticket(&lines), ticket(&lines));
+        drop(turn);
+        let Some(Entry::Turn(turn)) = first.await else { panic!("no turn") };
+        let mut second = Box::pin(second);
+        let polled = poll_fn(|cx| Poll::Ready(second.as_mut().poll(cx).is_ready())).await;
+        assert!(!polled, "the second waits for the first");
+        drop(turn);
+        assert!(matches!(second.await, Some(Entry::Turn(_))));
+        assert_eq!(lines.census(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_is_dropped_with_its_turn_unread_passes_it_on() {
+        let lines = Lines::new(9);
+        let turn = lines.try_enter(&key()).unwrap();
+        let (first, second) = (ticket(&lines), ticket(&lines));
+        drop(turn);
+        drop(first);
+        let Some(Entry::Turn(turn)) = second.await else { panic!("no turn") };
+        drop(turn);
+        assert_eq!(lines.census(), (0, 0));
+    }
+
+    #[test]
+    fn those_who_leave_are_forgotten() {
+        let lines = Lines::new(1000);
+        let turn = lines.try_enter(&key()).unwrap();
+        let tickets: Vec<_> = (0..1000).map(|_| ticket(&lines)).collect();
+        assert!(lines.awaited(&key()));
+        let full = lines.enter(&key(), WANTS).err().unwrap();
+        assert!(matches!(full, Error::Overloaded { limit: 1000, .. }), "{full}");
+        drop(tickets);
+        assert!(!lines.awaited(&key()));
+        assert_eq!(lines.census(), (1, 0));
+        let kept = lines.table().lines[&key()].waiters.len();
+        assert!(kept < 3, "{kept} places of nobody");
+        drop(turn);
+        assert_eq!(lines.census(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_lease_goes_only_to_whom_it_fits() {
+        let lines = Lines::new(9);
+        let turn = lines.try_enter(&key()).unwrap();
+        let own_id =
+            lines.enter(&key(), Wants { adopts: false, renews: true }).unwrap().err().unwrap();
+        let other = ticket(&lines);
+        assert!(
+            lines.next_heir(&key()).is_none(),
+            "the first in line does not take it, and is not passed by"
+        );
+        drop(own_id);
+        assert!(lines.next_heir(&key()).is_some());
+        assert!(other.await.is_none(), "it was taken out of the line and sent nothing");
+        drop(turn);
+    }
+}

@@ -166,3 +166,7 @@ fn unanswered(backend: &crate::AnyBackend) -> BackendError {
     use crate::Backend as _;
     BackendError::transient(backend.name(), "gave fewer answers than there were renewals")
 }
+
+#[cfg(test)]
+#[path = "round_tests.rs"]
+mod tests;

@@ -1,0 +1,148 @@
+//! The deadline rule, case by case, on the state of a claim.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, advance};
+
+use super::{super::table::Due, Outcome};
+use crate::{
+    BackendError, Claim, FencingToken, Key, Lease, LossReason, Mode, Owner, Standing,
+    claim::Phase,
+    lease,
+    tenure::{Policy, Tenure},
+};
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// A claim that was granted just now with token 7, and the time at which it was asked for.
+fn held() -> (Claim, Instant) {
+    let claim = Claim::new(Key::new("k").unwrap(), Owner::new(1), Mode::Exclusive, TTL);
+    let now = Instant::now();
+    let policy = Policy { renew_at: Some(1.0 / 3.0), max_hold: None, min_hold: Duration::ZERO };
+    let tenure = Tenure::new(&grant(7), now, lease::deadline(now, TTL), now, TTL, None, policy);
+    claim.state().phase = Phase::Held(tenure);
+    (claim, now)
+}
+
+fn grant(token: u64) -> Lease {
+    Lease::new(FencingToken::new(token))
+}
+
+fn due(claim: &Claim, version: u32) -> Due {
+    Due { claim: claim.clone(), ttl: TTL, version, changed: false, late: Duration::ZERO }
+}
+
+fn deadline(claim: &Claim) -> Option<Instant> {
+    match &claim.state().phase {
+        Phase::Held(tenure) => Some(tenure.deadline),
+        _ => None,
+    }
+}
+
+fn answer(claim: &Claim, sent: Instant, answer: Result<Standing, BackendError>) -> Outcome {
+    claim.state().renewed(&due(claim, 0), sent, answer)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmed_renewal_counts_from_when_it_was_sent() {
+    let (claim, _) = held();
+    advance(Duration::from_secs(3)).await;
+    let sent = Instant::now();
+    advance(Duration::from_secs(2)).await;
+    assert!(matches!(answer(&claim, sent, Ok(Standing::Held(grant(7)))), Outcome::Renewed));
+    assert_eq!(deadline(&claim), Some(sent + TTL - TTL / 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unconfirmed_renewal_changes_nothing() {
+    let (claim, asked) = held();
+    advance(Duration::from_secs(3)).await;
+    let error = BackendError::transient("test", "away");
+    assert!(matches!(answer(&claim, Instant::now(), Err(error)), Outcome::Failed(_)));
+    assert_eq!(deadline(&claim), Some(asked + TTL - TTL / 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_is_confirmed_after_the_deadline_is_a_loss() {
+    let (claim, _) = held();
+    advance(Duration::from_secs(3)).await;
+    let sent = Instant::now();
+    advance(Duration::from_secs(7)).await;
+    let Outcome::Ended(end) = answer(&claim, sent, Ok(Standing::Held(grant(7)))) else {
+        panic!("still held")
+    };
+    assert_eq!(end.reason, LossReason::Expired);
+    assert!(deadline(&claim).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmed_renewal_never_shortens() {
+    let (claim, asked) = held();
+    let early = asked - Duration::from_secs(2);
+    let answered = Ok(Standing::Held(grant(7).with_since(early)));
+    assert!(matches!(answer(&claim, Instant::now(), answered), Outcome::Renewed));
+    assert_eq!(deadline(&claim), Some(asked + TTL - TTL / 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_smaller_of_the_asked_and_the_granted_ttl_counts() {
+    let (claim, _) = held();
+    advance(Duration::from_secs(3)).await;
+    let sent = Instant::now();
+    let longer = Ok(Standing::Held(grant(7).with_ttl(TTL * 2)));
+    assert!(matches!(answer(&claim, sent, longer), Outcome::Renewed));
+    assert_eq!(deadline(&claim), Some(sent + TTL - TTL / 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_token_a_place_or_nothing_is_a_loss_at_once() {
+    let others = [
+        Standing::Held(grant(8)),
+        Standing::Nothing { retry_in: None },
+        Standing::Queued { recheck: Duration::from_secs(1) },
+    ];
+    for other in others {
+        let (claim, _) = held();
+        let Outcome::Ended(end) = answer(&claim, Instant::now(), Ok(other)) else {
+            panic!("still held")
+        };
+        assert_eq!(end.reason, LossReason::Gone, "{other:?}");
+    }
+    let (claim, _) = held();
+    let conflict = Err(BackendError::conflict("test", "a list"));
+    assert!(matches!(answer(&claim, Instant::now(), conflict), Outcome::Ended(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_older_terms_does_not_raise_the_deadline() {
+    let (claim, asked) = held();
+    advance(Duration::from_secs(3)).await;
+    claim.state().terms.version = 1;
+    let sent = Instant::now();
+    assert!(matches!(answer(&claim, sent, Ok(Standing::Held(grant(7)))), Outcome::Renewed));
+    assert_eq!(deadline(&claim), Some(asked + TTL - TTL / 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_over_stays_over() {
+    let (claim, _) = held();
+    claim.end(LossReason::Gone);
+    assert!(matches!(
+        answer(&claim, Instant::now(), Ok(Standing::Held(grant(7)))),
+        Outcome::Unchanged
+    ));
+    assert!(!claim.grant(grant(7)), "nobody waits for it any more");
+    assert!(deadline(&claim).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_became_a_lease_is_granted_from_when_the_renewal_was_sent() {
+    let claim = Claim::new(Key::new("k").unwrap(), Owner::new(1), Mode::Exclusive, TTL);
+    claim.queued(Duration::from_secs(1));
+    let sent = Instant::now();
+    advance(Duration::from_secs(2)).await;
+    let outcome = answer(&claim, sent, Ok(Standing::Held(grant(9))));
+    assert!(
+        matches!(outcome, Outcome::Granted(lease, since) if lease.token().as_u64() == 9 && since == sent)
+    );
+}
