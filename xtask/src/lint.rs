@@ -10,7 +10,6 @@ use crate::{
 pub(crate) fn lint(steps: &mut Steps) -> Result {
     steps.step("formatting", || run::run(&cargo(&["fmt", "--all", "--check"])))?;
     steps.step("tidy", tidy::tidy)?;
-    steps.step("dependencies", tree::check)?;
     steps.step("clippy", || {
         let what = ["clippy", "--workspace", "--all-targets", "--all-features"];
         run::run(&cargo(&[&what[..], &["--", "-D", "warnings"]].concat()))
@@ -18,5 +17,6 @@ pub(crate) fn lint(steps: &mut Steps) -> Result {
     steps.step("rustdoc", || {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--all-features"]);
         run::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
-    })
+    })?;
+    steps.step("dependencies", tree::check)
 }
