@@ -150,7 +150,8 @@ impl Keeper {
 
     /// Ends every claim, and waits until all that was under way is done.
     pub(crate) async fn shut_down(&self) {
-        for (claim, end) in self.0.table().conclude_all(LossReason::Shutdown) {
+        let ended = self.0.table().conclude_all(LossReason::Shutdown);
+        for (claim, end) in ended {
             self.lost(&claim, end);
         }
         self.0.table().stopping = true;

@@ -47,3 +47,6 @@ pub use {
     owner::Owner,
     retry::{Exponential, Jitter, Limit, Linear, NoRetry, RetryStrategy},
 };
+
+#[cfg(test)]
+mod cancel_tests;

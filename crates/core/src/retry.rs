@@ -14,7 +14,7 @@ use std::{fmt, iter, sync::Arc, time::Duration};
 ///
 /// let recipe = Exponential::new(Duration::from_millis(16), Duration::from_millis(64)).limit(5);
 /// let delays: Vec<_> = recipe.delays().map(|delay| delay.as_millis()).collect();
-/// assert_eq!(delays, [16, 16, 16, 16, 16]);
+/// assert_eq!(delays, [16, 16, 16, 32, 64]);
 ///
 /// let own = || [Duration::from_millis(5), Duration::from_millis(50)];
 /// assert_eq!(own.delays().count(), 2);
@@ -88,9 +88,9 @@ impl RetryStrategy for Linear {
     }
 }
 
-/// 2, 4, 8, 16 … milliseconds, kept between two bounds, for ever.
+/// 4, 8, 16, 32 … milliseconds, kept between two bounds, for ever.
 ///
-/// The n-th delay is 2^n ms; the lower bound should be 16 ms or more, so that the first attempts do not come all at once.
+/// The n-th delay is 2^(n+1) ms; the lower bound should be 16 ms or more, so that the first attempts do not come all at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Exponential {
     min: Duration,
@@ -109,7 +109,7 @@ impl RetryStrategy for Exponential {
     fn delays(&self) -> Box<dyn Iterator<Item = Duration> + Send> {
         let Self { min, max } = *self;
         let powers =
-            (1..).map(|n| 1_u64.checked_shl(n).map_or(Duration::MAX, Duration::from_millis));
+            (2..).map(|n| 1_u64.checked_shl(n).map_or(Duration::MAX, Duration::from_millis));
         Box::new(powers.map(move |delay| delay.min(max).max(min)))
     }
 }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn exponential_doubles_between_its_bounds() {
         let strategy = Exponential::new(Duration::from_millis(10), Duration::from_millis(300));
-        assert_eq!(millis(&strategy, 9), [10, 10, 10, 16, 32, 64, 128, 256, 300]);
+        assert_eq!(millis(&strategy, 9), [10, 10, 16, 32, 64, 128, 256, 300, 300]);
         assert_eq!(strategy.delays().nth(200).unwrap(), Duration::from_millis(300));
     }
 
