@@ -77,8 +77,8 @@ impl<W: Write> Worker<W> {
         }
     }
 
-    /// Does not run for a while, and neither does anything else of its runtime: nobody renews the lock. A stop signal or a suspended
-    /// machine does the same.
+    /// Does not run for a while, and neither does anything else of its runtime: nobody renews the lock. A stop signal or a stuck disk
+    /// does the same.
     async fn pause(&mut self, guard: &Guard) -> Result {
         self.tell(guard, Event::Paused)?;
         thread::sleep(PAUSE);
