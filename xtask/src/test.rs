@@ -53,7 +53,7 @@ fn runner(args: &[String]) -> Command {
 }
 
 /// Examples that need nothing but Rust, so that they must run as they are.
-const SMOKE: &[&str] = &["quickstart"];
+const SMOKE: &[&str] = &["quickstart", "cron", "lost", "observer", "retry", "web"];
 
 fn examples() -> Result<Vec<String>> {
     let files = tidy::rust_files(&root())?;
