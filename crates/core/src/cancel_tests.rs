@@ -194,7 +194,10 @@ async fn a_lease_that_is_handed_on_is_never_lost_between_two() {
                     tokio::spawn(async move {
                         match number {
                             1 => cut(polls, mutex.lock()).await.map(drop),
-                            _ => Some(drop(mutex.lock().await.unwrap())),
+                            _ => {
+                                drop(mutex.lock().await.unwrap());
+                                Some(())
+                            }
                         }
                     })
                 })

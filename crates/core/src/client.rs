@@ -9,12 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tokio_util::sync::CancellationToken;
-
 use crate::{
     AnyBackend, Backend, BackendError, Capabilities, Claim, Error, Key, Mode, Mutex, Observer,
-    Occupancy, Owner, RetryStrategy, claim::Terms, contender::Ask, keeper::Keeper, limits,
-    line::Lines,
+    Occupancy, Owner, RetryStrategy, claim::Terms, closing::Closing, contender::Ask,
+    keeper::Keeper, limits, line::Lines,
 };
 
 /// A client of a store of locks. Cheap to clone; all clones share one keeper, which renews what they hold, and one line per key.
@@ -56,7 +54,7 @@ pub(crate) struct Inner {
     pub(crate) keeper: Keeper,
     pub(crate) lines: Lines,
     pub(crate) cohort_limit: u32,
-    pub(crate) closed: CancellationToken,
+    pub(crate) closing: Arc<Closing>,
     max_locks: usize,
     locks: AtomicUsize,
 }
@@ -150,7 +148,7 @@ impl Client {
     /// # Cancel safety
     /// Dropping the future lets the releases finish in the background.
     pub async fn shutdown(&self) {
-        self.inner.closed.cancel();
+        self.inner.closing.close();
         // Waiters that are woken now give up their places before the store is waited for.
         tokio::task::yield_now().await;
         self.inner.keeper.shut_down().await;
@@ -190,7 +188,7 @@ impl fmt::Debug for Client {
 
 impl Inner {
     pub(crate) fn check_open(&self) -> Result<(), Error> {
-        if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+        self.closing.check()
     }
 
     /// A new claim for what is asked. `block` tokens when others of this process wait behind it.
@@ -360,7 +358,7 @@ impl ClientBuilder {
             backend: self.backend,
             lines: Lines::new(self.max_waiters),
             cohort_limit: self.cohort_limit,
-            closed: CancellationToken::new(),
+            closing: Arc::default(),
             max_locks: self.max_locks,
             locks: AtomicUsize::new(0),
         };

@@ -227,7 +227,7 @@ impl Contender {
 
     /// One exchange with the store, in which a push may come first. It lasts no longer than its answer could be of use.
     async fn ask_store(&mut self, queue: bool) -> Result<Answer, Error> {
-        self.patience.check_closed()?;
+        self.client.check_open()?;
         let bid = match &mut self.bid {
             Some(bid) => bid,
             empty => {
@@ -262,7 +262,7 @@ impl Contender {
                 Answer::Store(answer) => self.check(answer),
                 settled @ Answer::Settled(_) => settled,
             }),
-            () = patience.closed().cancelled() => Err(Error::Closed),
+            () = patience.closing().closed() => Err(Error::Closed),
             () = sleep_until(Some(end)) => {
                 patience.check_time()?;
                 let name = client.backend.name();

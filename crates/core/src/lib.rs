@@ -11,6 +11,7 @@ mod any;
 mod backend;
 mod claim;
 mod client;
+mod closing;
 mod contender;
 mod error;
 mod fence;

@@ -244,7 +244,7 @@ mod tests {
     }
 
     fn ticket(lines: &Lines) -> Ticket {
-        lines.enter(&key(), WANTS).unwrap().err().expect("somebody has the turn")
+        lines.enter(&key(), WANTS).unwrap().map(drop).expect_err("somebody has the turn")
     }
 
     #[tokio::test]

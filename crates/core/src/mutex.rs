@@ -279,8 +279,8 @@ impl Mutex {
         let strategy =
             Exponential::new(Duration::from_millis(16), Duration::from_millis(512)).jitter();
         let until = started.checked_add(timeout);
-        let closed = self.client.closed.clone();
-        let mut patience = Patience::new(Some(Arc::new(strategy)), started, until, closed);
+        let closing = Arc::clone(&self.client.closing);
+        let mut patience = Patience::new(Some(Arc::new(strategy)), started, until, closing);
         let mut first: Option<Vec<(Option<Owner>, Option<FencingToken>)>> = None;
         loop {
             let holders = self.client.backend.inspect(&key).await?.holders;
@@ -314,7 +314,7 @@ impl Mutex {
         let started = Instant::now();
         let until = limit.and_then(|limit| started.checked_add(limit));
         let mut patience =
-            Patience::new(self.retry.clone(), started, until, self.client.closed.clone());
+            Patience::new(self.retry.clone(), started, until, Arc::clone(&self.client.closing));
         if let Some((low, high)) = self.start_jitter {
             if high < low {
                 return Err(Error::invalid(

@@ -3,9 +3,8 @@
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::{self, Instant};
-use tokio_util::sync::CancellationToken;
 
-use crate::{BackendError, Error, RetryStrategy, retry};
+use crate::{BackendError, Error, RetryStrategy, closing::Closing, retry};
 
 /// How long a store that stops answering is put up with by one who already stood in line, without a strategy that says otherwise.
 const OUTAGE: Duration = Duration::from_secs(30);
@@ -19,7 +18,7 @@ pub(crate) struct Patience {
     started: Instant,
     until: Option<Instant>,
     attempts: u32,
-    closed: CancellationToken,
+    closing: Arc<Closing>,
     /// Since when the store does not answer.
     outage: Option<Instant>,
 }
@@ -29,7 +28,7 @@ impl Patience {
         strategy: Option<Arc<dyn RetryStrategy>>,
         started: Instant,
         until: Option<Instant>,
-        closed: CancellationToken,
+        closing: Arc<Closing>,
     ) -> Self {
         Self {
             strategy,
@@ -38,7 +37,7 @@ impl Patience {
             started,
             until,
             attempts: 1,
-            closed,
+            closing,
             outage: None,
         }
     }
@@ -53,7 +52,7 @@ impl Patience {
         let end = self.until.map_or(end, |until| end.map(|end| end.min(until)));
         tokio::select! {
             biased;
-            () = self.closed.cancelled() => Err(Error::Closed),
+            () = self.closing.closed() => Err(Error::Closed),
             () = sleep_until(end) => Ok(()),
         }
     }
@@ -79,7 +78,7 @@ impl Patience {
             tokio::select! {
                 biased;
                 value = &mut something => return Ok(value),
-                () = self.closed.cancelled() => return Err(Error::Closed),
+                () = self.closing.closed() => return Err(Error::Closed),
                 () = sleep_until(wake) => {
                     self.check_time()?;
                     self.tick = None;
@@ -96,12 +95,11 @@ impl Patience {
         let delay = hint.map_or(delay, |hint| delay.min(hint.max(Duration::from_millis(1))));
         self.tick = None;
         self.attempts += 1;
-        let closed = self.closed.clone();
         let wake = Instant::now().checked_add(delay);
         let wake = self.until.map_or(wake, |until| wake.map(|wake| wake.min(until)));
         tokio::select! {
             biased;
-            () = closed.cancelled() => Err(Error::Closed),
+            () = self.closing.closed() => Err(Error::Closed),
             () = sleep_until(wake) => Ok(()),
         }
     }
@@ -138,13 +136,9 @@ impl Patience {
         }
     }
 
-    pub(crate) fn check_closed(&self) -> Result<(), Error> {
-        if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
-    }
-
-    /// Canceled when the client is shut down.
-    pub(crate) fn closed(&self) -> &CancellationToken {
-        &self.closed
+    /// Whether the client is shut down.
+    pub(crate) fn closing(&self) -> &Closing {
+        &self.closing
     }
 
     pub(crate) const fn until(&self) -> Option<Instant> {
