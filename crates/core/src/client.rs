@@ -11,8 +11,8 @@ use std::{
 
 use crate::{
     AnyBackend, Backend, BackendError, Capabilities, Claim, Error, Key, Mode, Mutex, Observer,
-    Occupancy, Owner, RetryStrategy, claim::Terms, closing::Closing, contender::Ask,
-    keeper::Keeper, limits, line::Lines,
+    Occupancy, RetryStrategy, claim::Terms, closing::Closing, contender::Ask, keeper::Keeper,
+    limits, line::Lines, owner::OwnerPool,
 };
 
 /// A client of a store of locks. Cheap to clone; all clones share one keeper, which renews what they hold, and one line per key.
@@ -54,6 +54,7 @@ pub(crate) struct Inner {
     pub(crate) keeper: Keeper,
     pub(crate) lines: Lines,
     pub(crate) cohort_limit: u32,
+    owners: OwnerPool,
     pub(crate) closing: Arc<Closing>,
     max_locks: usize,
     locks: AtomicUsize,
@@ -199,12 +200,26 @@ impl Inner {
         in_line: bool,
         block: u32,
     ) -> Result<Claim, Error> {
-        let owner = ask.owner.map_or_else(Owner::random, Ok)?;
+        let owner = ask.owner.map_or_else(|| self.owners.draw(), Ok)?;
         let mut terms = Terms::new(ask.ttl, Arc::clone(&ask.metadata));
         if in_line && self.lines.awaited(&ask.key) {
             terms.block = block;
         }
         Ok(Claim::build(ask.key.clone(), owner, ask.mode, queue, terms, Some(self.keeper.clone())))
+    }
+
+    /// Counts one more of the locks that the client may have or wait for at a time.
+    pub(crate) fn take_seat(&self) -> Result<(), Error> {
+        let limit = self.max_locks;
+        if self.locks.fetch_add(1, Ordering::Relaxed) < limit {
+            return Ok(());
+        }
+        self.leave_seat();
+        Err(Error::Overloaded { what: "locks", limit })
+    }
+
+    pub(crate) fn leave_seat(&self) {
+        self.locks.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn check_mode(&self, mode: Mode) -> Result<(), Error> {
@@ -221,26 +236,6 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.keeper.stop();
-    }
-}
-
-/// One of the locks that a client may have or wait for at a time.
-pub(crate) struct Seat(Arc<Inner>);
-
-impl Seat {
-    pub(crate) fn take(client: &Arc<Inner>) -> Result<Self, Error> {
-        let limit = client.max_locks;
-        if client.locks.fetch_add(1, Ordering::Relaxed) < limit {
-            return Ok(Self(Arc::clone(client)));
-        }
-        client.locks.fetch_sub(1, Ordering::Relaxed);
-        Err(Error::Overloaded { what: "locks", limit })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.locks.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -358,6 +353,7 @@ impl ClientBuilder {
             backend: self.backend,
             lines: Lines::new(self.max_waiters),
             cohort_limit: self.cohort_limit,
+            owners: OwnerPool::default(),
             closing: Arc::default(),
             max_locks: self.max_locks,
             locks: AtomicUsize::new(0),

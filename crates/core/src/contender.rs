@@ -8,7 +8,7 @@ use crate::{
     Backend as _, BackendError, Claim, Error, Event, Key, Lease, LossReason, Mode, Owner, Standing,
     any::BoxFuture,
     claim::Terms,
-    client::{Inner, Seat},
+    client::Inner,
     held::Held,
     lease,
     line::{Entry, Turn, Wants},
@@ -38,8 +38,8 @@ pub(crate) struct Contender {
     bid: Option<Bid>,
     /// It stood in the store's line once: an outage of the store is borne for a while.
     stood_in_line: bool,
-    /// It counts among the locks of the client until what it got is given back.
-    seat: Option<Seat>,
+    /// It counts among the locks of the client, until what it got takes that over.
+    seated: bool,
 }
 
 /// What it has asked of the store.
@@ -61,7 +61,7 @@ enum Answer {
 
 impl Contender {
     pub(crate) fn new(client: &Arc<Inner>, ask: Ask, patience: Patience) -> Result<Self, Error> {
-        let seat = Seat::take(client)?;
+        client.take_seat()?;
         Ok(Self {
             client: Arc::clone(client),
             ask,
@@ -69,12 +69,17 @@ impl Contender {
             turn: None,
             bid: None,
             stood_in_line: false,
-            seat: Some(seat),
+            seated: true,
         })
     }
 
+    /// Lets a time pass before the first attempt.
+    pub(crate) async fn delay(&mut self, delay: Duration) -> Result<(), Error> {
+        self.patience.delay(delay).await
+    }
+
     /// One attempt: `None` when somebody else has the lock, or the turn of this process.
-    pub(crate) async fn try_lock(mut self) -> Result<Option<Held>, Error> {
+    pub(crate) async fn try_lock(&mut self) -> Result<Option<Held>, Error> {
         if self.client.cohort_limit > 0 {
             let Some(turn) = self.client.lines.try_enter(&self.ask.key) else { return Ok(None) };
             self.turn = Some(turn);
@@ -107,7 +112,7 @@ impl Contender {
     }
 
     /// Waits for the lock, as long as patience lasts.
-    pub(crate) async fn lock(mut self) -> Result<Held, Error> {
+    pub(crate) async fn lock(&mut self) -> Result<Held, Error> {
         loop {
             if self.turn.is_none() && self.client.cohort_limit > 0 {
                 match self.line_up().await? {
@@ -147,7 +152,7 @@ impl Contender {
     async fn inherit(&mut self, mut held: Held) -> Result<Held, Error> {
         let terms = Terms::new(self.ask.ttl, Arc::clone(&self.ask.metadata));
         held.inherit(&terms, self.ask.policy).await?;
-        held.seat = self.seat.take();
+        held.seated = std::mem::take(&mut self.seated);
         self.acquired(held.token());
         Ok(held)
     }
@@ -228,14 +233,14 @@ impl Contender {
     /// One exchange with the store, in which a push may come first. It lasts no longer than its answer could be of use.
     async fn ask_store(&mut self, queue: bool) -> Result<Answer, Error> {
         self.client.check_open()?;
+        let sent = Instant::now();
         let bid = match &mut self.bid {
             Some(bid) => bid,
             empty => {
                 let claim = self.client.claim(&self.ask, queue, self.turn.is_some(), BLOCK)?;
-                empty.insert(Bid { claim, call: None, sent: Instant::now(), engaged: false })
+                empty.insert(Bid { claim, call: None, sent, engaged: true })
             }
         };
-        let sent = Instant::now();
         (bid.sent, bid.engaged) = (sent, true);
         let mut call = self.client.backend.start_acquire(bid.claim.clone());
         // A store that answers at once costs no timer.
@@ -292,7 +297,7 @@ impl Contender {
         let Some(bid) = &self.bid else { return Err(LossReason::Gone) };
         match Held::take(&self.client, &bid.claim, lease, since, self.ask.policy, &mut self.turn) {
             Ok(mut held) => {
-                held.seat = self.seat.take();
+                held.seated = std::mem::take(&mut self.seated);
                 // An answer that is still to come says nothing new.
                 if let Some(call) = self.bid.take().and_then(|bid| bid.call) {
                     self.client.keeper.adopt(Box::pin(async move {
@@ -364,5 +369,8 @@ impl Drop for Contender {
     fn drop(&mut self) {
         let turn = self.turn.take();
         self.abandon(turn);
+        if self.seated {
+            self.client.leave_seat();
+        }
     }
 }

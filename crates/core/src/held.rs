@@ -9,7 +9,7 @@ use crate::{
     BackendError, Claim, Error, Event, FencingToken, Lease, LossReason, Renewal, Standing,
     any::BoxFuture,
     claim::{Phase, Terms},
-    client::{Inner, Seat},
+    client::Inner,
     keeper::{Call, Keeper, nudge},
     lease,
     line::Turn,
@@ -22,8 +22,8 @@ pub(crate) struct Held {
     token: FencingToken,
     client: Arc<Inner>,
     min_hold: Duration,
-    /// Its place among the locks of the client.
-    pub(crate) seat: Option<Seat>,
+    /// It counts among the locks of the client.
+    pub(crate) seated: bool,
     /// Somebody else has it now, or it was given back.
     done: bool,
 }
@@ -63,7 +63,7 @@ impl Held {
             token: lease.token(),
             client: Arc::clone(client),
             min_hold: policy.min_hold,
-            seat: None,
+            seated: false,
             done: false,
         })
     }
@@ -256,22 +256,16 @@ impl Held {
             return Release::Done(false);
         }
         let now = Instant::now();
-        let heritable = {
-            let state = self.claim.state();
-            match &state.phase {
-                Phase::Held(tenure) if tenure.token == self.token => {
-                    self.is_heritable(tenure, &state.terms, state.contended, now)
-                }
-                _ => return Release::Done(false),
-            }
-        };
-        if heritable && self.bequeath() {
+        if self.client.lines.is_awaited() && self.is_heritable(now) && self.bequeath() {
             return Release::Done(true);
         }
         let mut end = {
             let mut guard = self.claim.state();
             let state = &mut *guard;
-            let Phase::Held(tenure) = &state.phase else { return Release::Done(false) };
+            let tenure = match &state.phase {
+                Phase::Held(tenure) if tenure.token == self.token => tenure,
+                _ => return Release::Done(false),
+            };
             let reason =
                 if tenure.deadline <= now { LossReason::Expired } else { LossReason::Released };
             state.terms.rest = (tenure.since + self.min_hold).saturating_duration_since(now);
@@ -300,13 +294,16 @@ impl Held {
     }
 
     /// Whether the lease can go to the next of this process as it is.
-    fn is_heritable(&self, tenure: &Tenure, terms: &Terms, contended: bool, now: Instant) -> bool {
+    fn is_heritable(&self, now: Instant) -> bool {
+        let state = self.claim.state();
+        let Phase::Held(tenure) = &state.phase else { return false };
+        let ttl = state.terms.ttl;
         tenure.turn.is_some()
             && tenure.renew_at.is_some()
             && tenure.next_token().is_some()
-            && !terms.unconfirmed
-            && now + terms.ttl / 2 <= tenure.deadline + lease::margin(terms.ttl)
-            && (!contended || tenure.passes < self.client.cohort_limit)
+            && !state.terms.unconfirmed
+            && now + ttl / 2 <= tenure.deadline + lease::margin(ttl)
+            && (!state.contended || tenure.passes < self.client.cohort_limit)
             && tenure.since + self.min_hold <= now
     }
 
@@ -338,7 +335,7 @@ impl Held {
                 token: self.token,
                 client: Arc::clone(&self.client),
                 min_hold: Duration::ZERO,
-                seat: None,
+                seated: false,
                 done: false,
             };
             match heir.inherit(held) {
@@ -359,6 +356,9 @@ impl Drop for Held {
     fn drop(&mut self) {
         if let Release::Giving(mut giving) = self.finish() {
             giving.nudge();
+        }
+        if self.seated {
+            self.client.leave_seat();
         }
     }
 }

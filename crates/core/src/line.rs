@@ -8,7 +8,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -21,15 +24,16 @@ use crate::{Error, Key, held::Held};
 pub(crate) struct Lines(Arc<Shared>);
 
 struct Shared {
+    /// A key has a line while somebody has its turn.
     table: Mutex<Table>,
+    /// How many wait, for all keys.
+    waiting: AtomicUsize,
     max_waiters: usize,
 }
 
 #[derive(Default)]
 struct Table {
-    /// A key has a line while somebody has its turn.
     lines: HashMap<Key, Line>,
-    waiting: usize,
 }
 
 #[derive(Default)]
@@ -79,7 +83,11 @@ pub(crate) struct Ticket {
 
 impl Lines {
     pub(crate) fn new(max_waiters: usize) -> Self {
-        Self(Arc::new(Shared { table: Mutex::default(), max_waiters }))
+        Self(Arc::new(Shared {
+            table: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            max_waiters,
+        }))
     }
 
     /// The turn, if nobody has it.
@@ -95,7 +103,7 @@ impl Lines {
     /// The turn, or a place to wait for it.
     pub(crate) fn enter(&self, key: &Key, wants: Wants) -> Result<Result<Turn, Ticket>, Error> {
         let mut table = self.table();
-        let full = table.waiting >= self.0.max_waiters;
+        let full = self.0.waiting.load(Ordering::Relaxed) >= self.0.max_waiters;
         let Some(line) = table.lines.get_mut(key) else {
             table.lines.insert(key.clone(), Line::default());
             return Ok(Ok(self.turn(key)));
@@ -105,17 +113,25 @@ impl Lines {
         }
         let (tx, rx) = oneshot::channel();
         line.waiters.push_back(Waiter { tx, wants });
-        table.waiting += 1;
+        self.0.waiting.fetch_add(1, Ordering::Relaxed);
         Ok(Err(Ticket { rx, lines: self.clone(), key: key.clone() }))
     }
 
     /// Whether anybody of this process waits for the key.
     pub(crate) fn awaited(&self, key: &Key) -> bool {
+        if !self.is_awaited() {
+            return false;
+        }
         let table = self.table();
         table
             .lines
             .get(key)
             .is_some_and(|line| line.waiters.iter().any(|waiter| !waiter.tx.is_closed()))
+    }
+
+    /// Whether anybody of this process waits for any key. A waiter that comes in this moment is found by its turn.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.0.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// The next in line, if a held lease can be handed to it.
@@ -127,7 +143,7 @@ impl Lines {
     #[cfg(test)]
     pub(crate) fn census(&self) -> (usize, usize) {
         let table = self.table();
-        (table.lines.len(), table.waiting)
+        (table.lines.len(), self.0.waiting.load(Ordering::Relaxed))
     }
 
     fn turn(&self, key: &Key) -> Turn {
@@ -215,8 +231,8 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.rx.close();
         let sent = self.rx.try_recv();
+        self.lines.0.waiting.fetch_sub(1, Ordering::Relaxed);
         let mut table = self.lines.table();
-        table.waiting -= 1;
         if sent.is_err()
             && let Some(line) = table.lines.get_mut(&self.key)
         {

@@ -192,7 +192,8 @@ impl Mutex {
     /// # Ok(()) }
     /// ```
     pub async fn try_lock(&self) -> Result<Option<Guard>, Error> {
-        let contender = self.contender(None).await?;
+        let mut contender = self.contender(None)?;
+        self.delay_start(&mut contender).await?;
         Ok(contender.try_lock().await?.map(|held| Guard::new(held, self.retry.clone())))
     }
 
@@ -299,12 +300,13 @@ impl Mutex {
     }
 
     async fn lock_until(&self, limit: Option<Duration>) -> Result<Guard, Error> {
-        let contender = self.contender(limit).await?;
+        let mut contender = self.contender(limit)?;
+        self.delay_start(&mut contender).await?;
         let held = contender.lock().await?;
         Ok(Guard::new(held, self.retry.clone()))
     }
 
-    async fn contender(&self, limit: Option<Duration>) -> Result<Contender, Error> {
+    fn contender(&self, limit: Option<Duration>) -> Result<Contender, Error> {
         let key = self.checked_key()?;
         self.client.check_open()?;
         self.client.check_mode(Mode::Exclusive)?;
@@ -313,17 +315,8 @@ impl Mutex {
         limits::check_policy(&self.policy, self.ttl)?;
         let started = Instant::now();
         let until = limit.and_then(|limit| started.checked_add(limit));
-        let mut patience =
+        let patience =
             Patience::new(self.retry.clone(), started, until, Arc::clone(&self.client.closing));
-        if let Some((low, high)) = self.start_jitter {
-            if high < low {
-                return Err(Error::invalid(
-                    "start_jitter",
-                    format!("is {low:?}..={high:?}, which is empty"),
-                ));
-            }
-            patience.delay(retry::random_between(low, high)).await?;
-        }
         let ask = Ask {
             key,
             mode: Mode::Exclusive,
@@ -333,6 +326,17 @@ impl Mutex {
             policy: self.policy,
         };
         Contender::new(&self.client, ask, patience)
+    }
+
+    async fn delay_start(&self, contender: &mut Contender) -> Result<(), Error> {
+        let Some((low, high)) = self.start_jitter else { return Ok(()) };
+        if high < low {
+            return Err(Error::invalid(
+                "start_jitter",
+                format!("is {low:?}..={high:?}, which is empty"),
+            ));
+        }
+        contender.delay(retry::random_between(low, high)).await
     }
 }
 

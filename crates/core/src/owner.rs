@@ -1,6 +1,10 @@
 //! Owner ids: who holds, or waits for, a lock.
 
-use std::{cell::RefCell, fmt, process, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+};
 
 use crate::{BackendError, Error};
 
@@ -20,13 +24,12 @@ impl Owner {
 
     /// A new random id.
     ///
-    /// Ids are drawn in blocks, per thread, and a block is thrown away in a forked process.
-    ///
     /// # Errors
     /// [`Error::Backend`] when the operating system gives no random bytes.
     pub fn random() -> Result<Self, Error> {
-        thread_local!(static POOL: RefCell<Pool> = const { RefCell::new(Pool::empty()) });
-        POOL.with_borrow_mut(Pool::draw)
+        let mut id = [0; 16];
+        fill(&mut id)?;
+        Ok(Self(u128::from_le_bytes(id)))
     }
 
     /// The id as a number.
@@ -63,33 +66,32 @@ impl FromStr for Owner {
     }
 }
 
-const BLOCK: usize = 64;
+/// Random ids in stock: one call of the operating system for each would cost more than all the rest of a lock in memory.
+///
+/// Each client has its own, so a process that was forked and makes a client of its own uses none of its parent's.
+#[derive(Default)]
+pub(crate) struct OwnerPool(Mutex<Vec<u128>>);
 
-/// Random ids in stock: one call of the operating system for each id would cost more than all the rest of a lock in memory.
-struct Pool {
-    bytes: [u8; BLOCK * 16],
-    left: usize,
-    pid: u32,
+impl OwnerPool {
+    const BLOCK: usize = 64;
+
+    pub(crate) fn draw(&self) -> Result<Owner, Error> {
+        let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(id) = pool.pop() {
+            return Ok(Owner(id));
+        }
+        let mut bytes = [0; Self::BLOCK * 16];
+        fill(&mut bytes)?;
+        let (ids, _) = bytes.as_chunks::<16>();
+        pool.extend(ids.iter().map(|id| u128::from_le_bytes(*id)));
+        drop(pool);
+        self.draw()
+    }
 }
 
-impl Pool {
-    const fn empty() -> Self {
-        Self { bytes: [0; BLOCK * 16], left: 0, pid: 0 }
-    }
-
-    fn draw(&mut self) -> Result<Owner, Error> {
-        let pid = process::id();
-        if self.left == 0 || self.pid != pid {
-            self.left = 0;
-            getrandom::fill(&mut self.bytes)
-                .map_err(|error| BackendError::permanent("random", error.to_string()))?;
-            (self.left, self.pid) = (BLOCK, pid);
-        }
-        self.left -= 1;
-        let mut id = [0; 16];
-        id.copy_from_slice(&self.bytes[self.left * 16..][..16]);
-        Ok(Owner(u128::from_le_bytes(id)))
-    }
+fn fill(bytes: &mut [u8]) -> Result<(), Error> {
+    getrandom::fill(bytes)
+        .map_err(|error| BackendError::permanent("random", error.to_string()).into())
 }
 
 #[cfg(test)]
@@ -99,11 +101,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_do_not_repeat_across_blocks_and_threads() {
-        let draw = || (0..500).map(|_| Owner::random().unwrap()).collect::<Vec<_>>();
-        let mut all = draw();
-        all.extend(std::thread::spawn(draw).join().unwrap());
-        assert_eq!(all.iter().collect::<HashSet<_>>().len(), 1000);
+    fn ids_do_not_repeat_across_blocks_and_pools() {
+        let pools = [OwnerPool::default(), OwnerPool::default()];
+        let ids: HashSet<_> =
+            pools.iter().flat_map(|pool| (0..500).map(|_| pool.draw().unwrap())).collect();
+        assert_eq!(ids.len(), 1000);
     }
 
     #[test]

@@ -42,7 +42,10 @@ pub async fn backend(url: &str) -> Result<AnyBackend, Error> {
     match scheme {
         "memory" => memory(rest),
         _ if scheme.starts_with("redis") => redis(url).await,
-        _ => Err(Error::invalid("store URL", format!("has the scheme `{scheme}`, known are {SCHEMES}"))),
+        _ => Err(Error::invalid(
+            "store URL",
+            format!("has the scheme `{scheme}`, known are {SCHEMES}"),
+        )),
     }
 }
 
@@ -71,7 +74,10 @@ async fn redis(_: &str) -> Result<AnyBackend, Error> {
 
 #[cfg(not(all(feature = "memory", feature = "redis")))]
 fn missing(feature: &str) -> Error {
-    Error::invalid("store URL", format!("needs the feature `{feature}` of the crate distlock, which is off"))
+    Error::invalid(
+        "store URL",
+        format!("needs the feature `{feature}` of the crate distlock, which is off"),
+    )
 }
 
 #[cfg(test)]
