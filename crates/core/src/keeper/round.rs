@@ -97,6 +97,11 @@ impl State {
     ) -> Outcome {
         let now = Instant::now();
         let current = self.terms.version == due.version;
+        let waits = matches!(self.phase, Phase::Waiting { .. });
+        if due.place && !waits && !matches!(answer, Ok(Standing::Held(_))) {
+            // The grant overtook what the store said of the place that the claim had before.
+            return Outcome::Unchanged;
+        }
         let reason = match (&mut self.phase, answer) {
             (Phase::Over { .. }, _) => return Outcome::Unchanged,
             (Phase::Waiting { renewing, .. }, Ok(Standing::Held(lease))) => {
@@ -127,7 +132,7 @@ impl State {
             (Phase::Granted { .. }, Ok(Standing::Nothing { .. })) => LossReason::Gone,
             (Phase::Granted { .. }, _) => return Outcome::Unchanged,
             (Phase::Held(tenure), Ok(Standing::Held(lease))) if lease.token() == tenure.granted => {
-                tenure.renewing = false;
+                tenure.renewing &= due.place;
                 if tenure.deadline <= now {
                     LossReason::Expired
                 } else {

@@ -29,7 +29,14 @@ fn grant(token: u64) -> Lease {
 }
 
 fn due(claim: &Claim, version: u32) -> Due {
-    Due { claim: claim.clone(), ttl: TTL, version, changed: false, late: Duration::ZERO }
+    Due {
+        claim: claim.clone(),
+        ttl: TTL,
+        version,
+        changed: false,
+        place: false,
+        late: Duration::ZERO,
+    }
 }
 
 fn deadline(claim: &Claim) -> Option<Instant> {

@@ -4,7 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{Claim, Event, Key, LossReason, any::BoxFuture, claim::Phase, tenure::End};
+use crate::{
+    Claim, Event, Key, LossReason,
+    any::BoxFuture,
+    claim::{Phase, Terms},
+    tenure::End,
+};
 
 /// A claim's place in the table.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -47,6 +52,8 @@ pub(super) struct Due {
     pub(super) ttl: Duration,
     pub(super) version: u32,
     pub(super) changed: bool,
+    /// It is a place in the line, not a lock.
+    pub(super) place: bool,
     /// How long ago it was due.
     pub(super) late: Duration,
 }
@@ -183,13 +190,7 @@ fn assess(claim: &Claim, now: Instant) -> Verdict {
         Phase::Waiting { recheck: Some(recheck), renewing } if !*renewing && *recheck <= now => {
             *renewing = true;
             let late = now - *recheck;
-            return Verdict::Renew(Due::new(
-                claim,
-                terms.ttl,
-                terms.version,
-                terms.unconfirmed,
-                late,
-            ));
+            return Verdict::Renew(Due::new(claim, terms, true, late));
         }
         Phase::Granted { lease, since } => {
             let (lease, since) = (*lease, *since);
@@ -203,13 +204,7 @@ fn assess(claim: &Claim, now: Instant) -> Verdict {
         Phase::Held(tenure) if tenure.wants_renewal(now, slack(terms.ttl)) => {
             tenure.renewing = true;
             let late = tenure.overdue(now);
-            return Verdict::Renew(Due::new(
-                claim,
-                terms.ttl,
-                terms.version,
-                terms.unconfirmed,
-                late,
-            ));
+            return Verdict::Renew(Due::new(claim, terms, false, late));
         }
         _ => return Verdict::Wait,
     };
@@ -217,7 +212,8 @@ fn assess(claim: &Claim, now: Instant) -> Verdict {
 }
 
 impl Due {
-    fn new(claim: &Claim, ttl: Duration, version: u32, changed: bool, late: Duration) -> Self {
-        Self { claim: claim.clone(), ttl, version, changed, late }
+    fn new(claim: &Claim, terms: &Terms, place: bool, late: Duration) -> Self {
+        let Terms { ttl, version, unconfirmed: changed, .. } = *terms;
+        Self { claim: claim.clone(), ttl, version, changed, place, late }
     }
 }

@@ -1,0 +1,41 @@
+//! Answers that come late, and in another order than they were asked for: nothing is held that the store may have given away, and nothing
+//! is lost that it still has.
+
+mod support;
+
+use std::time::Duration;
+
+use distlock_core::{Backend as _, Client, Guard};
+use support::Bent;
+use tokio::time::{self, sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn lock(client: &Client) -> Guard {
+    time::timeout(60 * SECOND, client.mutex("k").ttl(30 * SECOND).lock())
+        .await
+        .expect("waits for ever")
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_for_the_place_that_is_overtaken_by_the_grant_takes_nothing_away() {
+    // The store answers the check of a place at once, but the answer takes 2 s.
+    let bent = Bent::new().renew(|store, renewals, _| async move {
+        let answers = store.renew(&renewals).await;
+        sleep(2 * SECOND).await;
+        answers
+    });
+    let holder = Client::new(bent.store.clone());
+    let waiter = Client::new(bent.clone());
+    let held = lock(&holder).await;
+    let waiting = tokio::spawn(async move { (lock(&waiter).await, waiter) });
+    while bent.calls()[1] == 0 {
+        sleep(SECOND / 10).await;
+    }
+    // The check is under way: now the grant overtakes its answer.
+    held.release().await.unwrap();
+    let (guard, _waiter) = waiting.await.unwrap();
+    sleep(3 * SECOND).await;
+    assert!(guard.is_held(), "the answer was about the place that it had before");
+}
