@@ -295,6 +295,9 @@ impl Contender {
     /// Makes a grant a held claim, if it came in time.
     fn take(&mut self, lease: &Lease, since: Instant) -> Result<Held, LossReason> {
         let Some(bid) = &self.bid else { return Err(LossReason::Gone) };
+        // An id of the user's own is not passed on to others: whoever asks with it is the holder.
+        let spare = if self.ask.owner.is_none() { lease.spare() } else { 0 };
+        let lease = &lease.with_spare(spare);
         match Held::take(&self.client, &bid.claim, lease, since, self.ask.policy, &mut self.turn) {
             Ok(mut held) => {
                 held.seated = std::mem::take(&mut self.seated);

@@ -5,7 +5,8 @@ mod support;
 
 use std::time::Duration;
 
-use distlock_core::{Backend as _, Client, Guard};
+use distlock_core::{Backend as _, Client, Guard, Owner};
+use distlock_memory::MemoryBackend;
 use support::Bent;
 use tokio::time::{self, sleep};
 
@@ -38,4 +39,19 @@ async fn an_answer_for_the_place_that_is_overtaken_by_the_grant_takes_nothing_aw
     let (guard, _waiter) = waiting.await.unwrap();
     sleep(3 * SECOND).await;
     assert!(guard.is_held(), "the answer was about the place that it had before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_with_an_id_of_ones_own_is_not_handed_on_under_it() {
+    let store = MemoryBackend::new();
+    let (here, there) = (Client::new(store.clone()), Client::new(store));
+    let id = Owner::new(7);
+    let first = here.mutex("k").owner(id).lock().await.unwrap();
+    let waiting = tokio::spawn(async move { (here.mutex("k").lock().await.unwrap(), here) });
+    tokio::task::yield_now().await;
+    first.release().await.unwrap();
+    let (next, _here) = waiting.await.unwrap();
+    // Whoever asks with the id is its holder, and that lock was released.
+    let resumed = there.mutex("k").owner(id).try_lock().await.unwrap();
+    assert!(resumed.is_none() || !next.is_held(), "two hold it");
 }
