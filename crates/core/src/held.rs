@@ -166,6 +166,8 @@ impl Held {
                         // Which of both the store has is not known: the shorter one is safe to count with.
                         if current {
                             state.terms.ttl = old.min(ttl);
+                            // A renewal under way counts with the other ttl.
+                            state.terms.version = state.terms.version.wrapping_add(1);
                         }
                         return Err(error.into());
                     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use distlock_core::{Backend as _, Client, Guard, Owner};
 use distlock_memory::MemoryBackend;
-use support::Bent;
+use support::{Bent, away};
 use tokio::time::{self, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,6 +39,27 @@ async fn an_answer_for_the_place_that_is_overtaken_by_the_grant_takes_nothing_aw
     let (guard, _waiter) = waiting.await.unwrap();
     sleep(3 * SECOND).await;
     assert!(guard.is_held(), "the answer was about the place that it had before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_under_way_when_an_extension_fails_counts_no_more_than_the_store_has() {
+    // The extension fails at once; the renewal that was sent after it is carried out a second later.
+    let bent = Bent::new().renew(|store, renewals, nth| async move {
+        if renewals[0].changed && nth == 0 {
+            sleep(SECOND).await;
+            return vec![Err(away())];
+        }
+        sleep(2 * SECOND).await;
+        store.renew(&renewals).await
+    });
+    let client = Client::new(bent.clone());
+    let guard = lock(&client).await;
+    sleep(10 * SECOND - SECOND / 2).await;
+    guard.extend(300 * SECOND).await.unwrap_err();
+    assert_eq!(bent.calls()[1], 2, "the keeper renewed while the extension was under way");
+    sleep(3 * SECOND).await;
+    let store = bent.store.inspect(guard.key()).await.unwrap().holders[0].expires_in.unwrap();
+    assert!(guard.remaining() <= store, "{:?} of {store:?}", guard.remaining());
 }
 
 #[tokio::test(start_paused = true)]
