@@ -6,7 +6,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    BackendError, Claim, Error, Event, FencingToken, Lease, LossReason, Renewal, Standing,
+    Backend as _, BackendError, Claim, Error, Event, FencingToken, Lease, LossReason, Renewal,
+    Standing,
     any::BoxFuture,
     claim::{Phase, Terms},
     client::Inner,
@@ -143,6 +144,7 @@ impl Held {
             let mut guard = self.claim.state();
             let state = &mut *guard;
             let current = state.terms.version == version;
+            let answer = answer.unwrap_or_else(|| Err(self.unanswered(sent)));
             let tenure = match &mut state.phase {
                 Phase::Held(tenure) if tenure.token == self.token => tenure,
                 Phase::Over { reason, .. } => return Err(self.lost(*reason)),
@@ -152,7 +154,7 @@ impl Held {
                 LossReason::Expired
             } else {
                 match answer {
-                    Some(Ok(Standing::Held(lease))) if lease.token() == tenure.granted => {
+                    Ok(Standing::Held(lease)) if lease.token() == tenure.granted => {
                         if current {
                             let since = lease.since().map_or(sent, |since| since.min(sent));
                             tenure
@@ -161,8 +163,8 @@ impl Held {
                         }
                         return Ok(());
                     }
-                    Some(Ok(_)) => LossReason::Gone,
-                    Some(Err(error)) => {
+                    Ok(_) => LossReason::Gone,
+                    Err(error) => {
                         // Which of both the store has is not known: the shorter one is safe to count with.
                         if current {
                             state.terms.ttl = old.min(ttl);
@@ -171,7 +173,6 @@ impl Held {
                         }
                         return Err(error.into());
                     }
-                    None => LossReason::Expired,
                 }
             };
             state.conclude(reason).map(|end| (reason, end))
@@ -247,6 +248,11 @@ impl Held {
 
     pub(crate) fn lost(&self, reason: LossReason) -> Error {
         Error::Lost { key: self.claim.key().clone(), reason }
+    }
+
+    fn unanswered(&self, sent: Instant) -> BackendError {
+        let name = self.client.backend.name();
+        BackendError::transient(name, format!("gave no answer within {:?}", sent.elapsed()))
     }
 
     fn keeper(&self) -> &Keeper {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use distlock_core::{Backend as _, Client, Guard, Owner};
 use distlock_memory::MemoryBackend;
 use support::{Bent, away};
-use tokio::time::{self, sleep};
+use tokio::time::{self, Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -60,6 +60,23 @@ async fn a_renewal_under_way_when_an_extension_fails_counts_no_more_than_the_sto
     sleep(3 * SECOND).await;
     let store = bent.store.inspect(guard.key()).await.unwrap().holders[0].expires_in.unwrap();
     assert!(guard.remaining() <= store, "{:?} of {store:?}", guard.remaining());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extension_without_an_answer_takes_nothing_away_from_a_lock_that_is_renewed() {
+    let bent = Bent::new().renew(|store, renewals, nth| async move {
+        if nth == 0 {
+            return support::never().await;
+        }
+        store.renew(&renewals).await
+    });
+    let client = Client::new(bent);
+    let guard = lock(&client).await;
+    let started = Instant::now();
+    let error = guard.extend(60 * SECOND).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert!(started.elapsed() <= 30 * SECOND);
+    assert!(guard.is_held(), "renewals were confirmed meanwhile");
 }
 
 #[tokio::test(start_paused = true)]
