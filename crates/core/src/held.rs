@@ -109,7 +109,7 @@ impl Held {
                 _ => return Err(self.lost(LossReason::Expired)),
             };
             // A shorter ttl may count at the store from any moment on; a longer one counts when it is confirmed.
-            tenure.deadline = tenure.deadline.min(lease::deadline(sent, ttl));
+            tenure.shorten(sent, ttl);
             let deadline = tenure.deadline;
             let old = state.terms.ttl;
             state.terms.ttl = ttl;

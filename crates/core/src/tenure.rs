@@ -103,6 +103,14 @@ impl Tenure {
         self.renew_due = self.renew_due.min(now);
     }
 
+    /// A ttl that may be shorter was sent for at `sent`: it counts from now on, and is renewed in time should the answer fail to come.
+    pub(crate) fn shorten(&mut self, sent: Instant, ttl: Duration) {
+        self.deadline = self.deadline.min(lease::deadline(sent, ttl));
+        let due = self.renew_due;
+        self.plan_renewal(sent, ttl);
+        self.renew_due = self.renew_due.min(due);
+    }
+
     /// A renewal of `ttl` that was sent at `sent` is confirmed: the later of both deadlines counts.
     pub(crate) fn extend(&mut self, sent: Instant, ttl: Duration) {
         self.deadline = self.deadline.max(lease::deadline(sent, ttl));

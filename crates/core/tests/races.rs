@@ -80,6 +80,22 @@ async fn an_extension_without_an_answer_takes_nothing_away_from_a_lock_that_is_r
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_that_could_not_be_shortened_is_renewed_in_time() {
+    let bent = Bent::new().renew(|store, renewals, nth| async move {
+        if nth == 0 {
+            return vec![Err(away())];
+        }
+        store.renew(&renewals).await
+    });
+    let client = Client::new(bent);
+    let guard = lock(&client).await;
+    guard.extend(3 * SECOND).await.unwrap_err();
+    sleep(30 * SECOND).await;
+    assert!(guard.is_held(), "the shorter ttl counts, and is renewed");
+    assert!(guard.remaining() < 3 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lock_with_an_id_of_ones_own_is_not_handed_on_under_it() {
     let store = MemoryBackend::new();
     let (here, there) = (Client::new(store.clone()), Client::new(store));
