@@ -324,8 +324,12 @@ impl State {
 
     /// Until when a grant is certain: the smaller of the asked and the granted ttl counts.
     pub(crate) fn deadline(&self, lease: &Lease, since: Instant) -> Instant {
+        lease::deadline(since, self.granted_ttl(lease))
+    }
+
+    pub(crate) fn granted_ttl(&self, lease: &Lease) -> Duration {
         let ttl = self.terms.ttl;
-        lease::deadline(since, lease.ttl().map_or(ttl, |granted| granted.min(ttl)))
+        lease.ttl().map_or(ttl, |granted| granted.min(ttl))
     }
 }
 

@@ -54,7 +54,7 @@ impl Held {
             if deadline <= now {
                 return Err(LossReason::Expired);
             }
-            let ttl = state.terms.ttl;
+            let ttl = state.granted_ttl(lease);
             state.phase =
                 Phase::Held(Tenure::new(lease, since, deadline, now, ttl, turn.take(), policy));
         }

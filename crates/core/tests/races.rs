@@ -96,6 +96,21 @@ async fn a_lock_that_could_not_be_shortened_is_renewed_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_that_is_granted_for_less_is_renewed_in_time() {
+    let bent = Bent::new().acquire(|store, claim, _| async move {
+        let distlock_core::Standing::Held(lease) = store.acquire(&claim).await? else {
+            panic!("it is free")
+        };
+        Ok(distlock_core::Standing::Held(lease.with_ttl(6 * SECOND)))
+    });
+    let client = Client::new(bent);
+    let guard = lock(&client).await;
+    assert!(guard.remaining() < 6 * SECOND);
+    sleep(7 * SECOND).await;
+    assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lock_with_an_id_of_ones_own_is_not_handed_on_under_it() {
     let store = MemoryBackend::new();
     let (here, there) = (Client::new(store.clone()), Client::new(store));
