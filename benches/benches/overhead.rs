@@ -25,7 +25,8 @@ async fn memory() {
 
     let store = MemoryBackend::new();
     row("the store alone", COUNT, || async {
-        let claim = Claim::new(Key::new("k").unwrap(), Owner::random().unwrap(), Mode::Exclusive, TTL);
+        let claim =
+            Claim::new(Key::new("k").unwrap(), Owner::random().unwrap(), Mode::Exclusive, TTL);
         let _ = store.acquire(&claim).await.unwrap();
         store.release(&claim).await.unwrap();
     })
@@ -38,7 +39,10 @@ async fn memory() {
     })
     .await;
     row("lock, drop", COUNT, || async { drop(mutex.lock().await.unwrap()) }).await;
-    row("client.mutex, lock, drop", COUNT, || async { drop(client.mutex("k").lock().await.unwrap()) }).await;
+    row("client.mutex, lock, drop", COUNT, || async {
+        drop(client.mutex("k").lock().await.unwrap())
+    })
+    .await;
     let mut held = Vec::new();
     for number in 0..10_000 {
         held.push(client.mutex(format!("held-{number}")).lock().await.unwrap());

@@ -1,7 +1,6 @@
 //! What the benchmarks share: times, percentiles, tables, and the raw driver as the floor.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-
 use std::{env, future::Future, time::Duration};
 
 use tokio::time::Instant;
@@ -12,7 +11,8 @@ use tokio::time::Instant;
 /// When there is none: a benchmark without its server measures nothing.
 #[must_use]
 pub fn redis_url() -> String {
-    env::var("DISTLOCK_TEST_REDIS_URL").expect("set DISTLOCK_TEST_REDIS_URL, or run `cargo xtask bench`")
+    env::var("DISTLOCK_TEST_REDIS_URL")
+        .expect("set DISTLOCK_TEST_REDIS_URL, or run `cargo xtask bench`")
 }
 
 /// Times in order, to be asked for percentiles.
@@ -30,7 +30,12 @@ impl Times {
     /// The time that this part of all stays below, from 0 to 1.
     #[must_use]
     pub fn percentile(&self, part: f64) -> Duration {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index of a sample")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an index of a sample"
+        )]
         let index = ((self.0.len() as f64 - 1.0) * part).round() as usize;
         self.0.get(index).copied().unwrap_or_default()
     }

@@ -1,0 +1,146 @@
+//! The list of cases, and how one is run.
+
+use std::{env, future::Future, panic::AssertUnwindSafe};
+
+use distlock_core::Backend;
+use futures_util::FutureExt as _;
+
+use crate::{Setup, Stage};
+
+/// Tests a store: one `#[test]` for each case. See the crate's page.
+///
+/// Takes the path of an `async fn() -> Setup<B>`.
+#[macro_export]
+macro_rules! suite {
+    ($setup:path) => {
+        $crate::__suite! {
+            $setup;
+            contract: [
+                a_free_key_is_taken_and_excludes,
+                asking_again_gives_the_same,
+                asking_again_gives_a_fresh_ttl,
+                asking_again_shows_the_new_words,
+                asking_twice_at_once_is_one_claim,
+                one_who_may_not_queue_leaves_no_place,
+                a_lease_ends_at_its_ttl,
+                a_renewal_keeps_alive,
+                a_renewal_creates_nothing,
+                a_renewal_shortens_nothing,
+                a_change_writes_ttl_and_words,
+                renewals_are_answered_in_order,
+                a_release_frees_once,
+                a_release_by_a_stranger_does_nothing,
+                a_late_release_harms_no_successor,
+                owner_ids_are_compared_whole,
+                tokens_rise,
+                tokens_rise_after_a_block,
+                a_rest_keeps_the_key_without_an_owner,
+                inspect_shows_the_holder,
+                keys_do_not_meet,
+                words_come_back_as_they_were,
+                wrong_calls_are_harmless,
+                any_ttl_within_the_limits_will_do,
+            ]
+            guard: [
+                one_holder_at_a_time,
+                one_holder_at_a_time_across_ends,
+                a_guard_is_renewed,
+                without_renewal_a_guard_ends_at_its_ttl,
+                extend_sets_the_ttl,
+                a_lost_guard_is_not_extended,
+                a_holder_is_told_of_a_forced_release,
+                max_hold_ends_a_guard,
+                max_hold_ends_a_leaked_guard,
+                a_guard_knows_itself,
+                a_dropped_guard_gives_back,
+                a_guard_may_outlive_its_runtime,
+                a_task_that_dies_gives_back,
+                everybody_hears_of_the_loss,
+                a_lock_is_resumed_by_its_owner_id,
+                run_ends_with_the_lock,
+                fault_h1_a_paused_holder_is_refused,
+            ]
+            line: [
+                a_place_becomes_a_lease_by_push,
+                a_place_becomes_a_lease_by_renewal,
+                waiters_are_served_in_the_order_of_arrival,
+                a_place_is_given_up_by_release,
+                asking_again_keeps_the_place,
+                the_end_of_a_holder_serves_the_next,
+                a_grant_that_nobody_takes_passes_on,
+                a_rest_is_waited_for_in_line,
+                nobody_jumps_the_line,
+                a_place_belongs_to_its_owner_id,
+                a_long_line_is_served_to_its_end,
+            ]
+            modes: [
+                shared_claims_hold_together_and_a_writer_alone,
+                readers_pass_a_writer_that_gave_up,
+                permits_are_not_overdrawn,
+                a_large_want_is_not_starved,
+                modes_do_not_mix,
+            ]
+            waiting: [
+                a_limit_of_zero_asks_once,
+                the_longest_limit_is_for_ever,
+                a_limit_ends_the_wait,
+                fault_a9_a_limit_that_ends_with_the_grant,
+                one_of_a_hundred_gets_it,
+                strategies_decide_how_long_to_wait,
+                wait_released_takes_nothing,
+                fault_a8_canceled_locks_leave_nothing,
+                fault_d6_a_waiter_that_gave_up_is_skipped,
+                a_hundred_give_up_at_once,
+                no_wake_up_is_lost,
+                waiters_of_a_process_have_one_place,
+                the_order_of_arrival_across_clients,
+                a_shared_strategy_is_not_used_up,
+            ]
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __suite {
+    ($setup:path; $($group:ident: [$($case:ident),* $(,)?])*) => {
+        $($(
+            #[test]
+            fn $case() {
+                $crate::run(stringify!($case), $setup, $crate::cases::$group::$case);
+            }
+        )*)*
+    };
+}
+
+/// Runs a case.
+#[doc(hidden)]
+pub fn run<S, F, B>(name: &str, setup: S, case: impl AsyncFnOnce(&Stage))
+where
+    S: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = Setup<B>> + Send,
+    B: Backend,
+{
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stage = match Stage::open(setup).await {
+            Ok(stage) => stage,
+            Err(reason) => return absent(name, reason),
+        };
+        let outcome = AssertUnwindSafe(async {
+            case(&stage).await;
+            stage.check_left().await;
+        });
+        if let Err(panic) = outcome.catch_unwind().await {
+            stage.clean_up().await;
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn absent(name: &str, reason: &str) {
+    let required = env::var("DISTLOCK_REQUIRE_BACKENDS").is_ok_and(|value| value == "1");
+    assert!(!required, "{name}: the store is absent, and required: {reason}");
+    eprintln!("{name}: skipped, the store is absent: {reason}");
+}
