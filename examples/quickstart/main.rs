@@ -144,8 +144,9 @@ impl Drop for Running {
     }
 }
 
-/// The URL without a password.
+/// The URL without a password, wherever it stands.
 fn shown(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or(url);
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
         _ => url.to_owned(),
