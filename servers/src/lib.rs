@@ -9,5 +9,6 @@
 
 pub mod net;
 pub mod process;
+pub mod proxy;
 pub mod redis;
 pub mod resp;

@@ -1,0 +1,360 @@
+//! A network between a client and a Redis server that fails on command.
+//!
+//! The proxy understands requests and replies, so a test can lose exactly the reply of the second
+//! EVALSHA, and can wait for what it has seen instead of sleeping:
+//!
+//! ```no_run
+//! # async fn example() -> std::io::Result<()> {
+//! use distlock_servers::{proxy::Proxy, redis::RedisServer};
+//!
+//! let server = RedisServer::start(&[])?;
+//! let proxy = Proxy::start(server.port())?;
+//! proxy.drop_reply(1, "EVALSHA");
+//! // … connect to `proxy.port()` and run a script …
+//! proxy.wait_count("EVALSHA", 1).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! It runs on a thread and a runtime of its own, so it works for tests that block and for tests
+//! whose clock stands still.
+
+mod connection;
+mod frame;
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Builder,
+    sync::{oneshot, watch},
+    task::AbortHandle,
+    time::timeout,
+};
+
+/// Waiting for longer than this is a hung test.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A proxy in front of one port of 127.0.0.1.
+pub struct Proxy {
+    port: u16,
+    shared: Arc<Shared>,
+    /// Dropping it ends the thread.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Which requests are meant; made from a command's name, or from words that the request contains.
+#[derive(Clone)]
+pub struct Matcher {
+    test: Arc<Test>,
+}
+
+type Test = dyn Fn(&[Vec<u8>]) -> bool + Send + Sync;
+
+/// A way of the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Direction {
+    /// Replies and pushes.
+    ToClient,
+    /// Requests.
+    ToServer,
+}
+
+impl Proxy {
+    /// Starts a proxy on a free port.
+    ///
+    /// # Errors
+    /// If there is no port or no thread.
+    pub fn start(upstream_port: u16) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        let shared = Arc::new(Shared::default());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let upstream = SocketAddr::from(([127, 0, 0, 1], upstream_port));
+        let thread = thread::Builder::new().name("proxy".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = connection::serve(listener, upstream, shared) => {}
+                        _ = stopped => {}
+                    }
+                });
+            }
+        })?;
+        Ok(Self { port, shared, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// The port to connect to, on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The `nth` request from now on that matches is executed, but its connection ends instead of
+    /// delivering the reply. The first one has number 1.
+    pub fn drop_reply(&self, nth: usize, matcher: impl Into<Matcher>) {
+        self.rule(nth, matcher, Fate::CutAfter);
+    }
+
+    /// The `nth` request from now on that matches does not arrive: its connection ends first.
+    pub fn drop_request(&self, nth: usize, matcher: impl Into<Matcher>) {
+        self.rule(nth, matcher, Fate::CutBefore);
+    }
+
+    /// The `nth` request from now on that matches is executed; its reply and all that would follow
+    /// on this connection, in both directions, never arrives. The connection stays open.
+    pub fn silence_reply(&self, nth: usize, matcher: impl Into<Matcher>) {
+        self.rule(nth, matcher, Fate::SilenceAfter);
+    }
+
+    /// The `nth` request from now on that matches, and all that would follow on this connection, in
+    /// both directions, never arrives. The connection stays open.
+    pub fn silence_request(&self, nth: usize, matcher: impl Into<Matcher>) {
+        self.rule(nth, matcher, Fate::SilenceBefore);
+    }
+
+    /// The `nth` request from now on that matches arrives twice; the second reply is thrown away.
+    pub fn duplicate(&self, nth: usize, matcher: impl Into<Matcher>) {
+        self.rule(nth, matcher, Fate::Twice);
+    }
+
+    /// Messages of subscriptions disappear, or no longer do.
+    pub fn drop_messages(&self, on: bool) {
+        self.shared.state().drop_messages = on;
+    }
+
+    /// Everything takes this much longer on its way, from now on.
+    pub fn delay(&self, direction: Direction, duration: Duration) {
+        let mut state = self.shared.state();
+        match direction {
+            Direction::ToClient => state.delay_to_client = duration,
+            Direction::ToServer => state.delay_to_server = duration,
+        }
+    }
+
+    /// Nothing passes on any connection, in both directions, until this is switched off again; then
+    /// what was sent meanwhile arrives. New connections succeed, as far as the client can see.
+    pub fn blackhole(&self, on: bool) {
+        self.shared.blackhole.send_replace(on);
+    }
+
+    /// Connections from now on end as soon as they are made, or no longer do.
+    pub fn refuse(&self, on: bool) {
+        self.shared.state().refuse = on;
+    }
+
+    /// Ends all connections.
+    pub fn cut(&self) {
+        for (_, connection) in self.shared.state().connections.drain() {
+            connection.abort();
+        }
+    }
+
+    /// Ends the connections on which a request that matches was seen, and says how many these were.
+    ///
+    /// `cut_where("SUBSCRIBE")` ends the subscribers.
+    pub fn cut_where(&self, matcher: impl Into<Matcher>) -> usize {
+        let matcher = matcher.into();
+        let mut state = self.shared.state();
+        let State { requests, connections, .. } = &mut *state;
+        let mut ended = 0;
+        for (connection, request) in requests.iter() {
+            if matcher.matches(request)
+                && let Some(task) = connections.remove(connection)
+            {
+                task.abort();
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.state().connections.values().filter(|task| !task.is_finished()).count()
+    }
+
+    /// How many requests that match arrived at the proxy, delivered or not.
+    #[must_use]
+    pub fn count(&self, matcher: impl Into<Matcher>) -> usize {
+        self.shared.count(&matcher.into())
+    }
+
+    /// Waits until `n` requests that match have arrived at the proxy since its start.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] after a minute.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when it is dropped.
+    pub async fn wait_count(&self, matcher: impl Into<Matcher>, n: usize) -> io::Result<()> {
+        let matcher = matcher.into();
+        let mut seen = self.shared.seen.subscribe();
+        let enough = seen.wait_for(|_| n <= self.shared.count(&matcher));
+        match timeout(PATIENCE, enough).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => {
+                let message = format!("{} of {n} requests seen", self.shared.count(&matcher));
+                Err(io::Error::new(io::ErrorKind::TimedOut, message))
+            }
+        }
+    }
+
+    fn rule(&self, nth: usize, matcher: impl Into<Matcher>, fate: Fate) {
+        let rule = Rule { left: nth.max(1), matcher: matcher.into(), fate };
+        self.shared.state().rules.push(rule);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+impl Matcher {
+    /// Every request.
+    #[must_use]
+    pub fn any() -> Self {
+        Self::new(|_| true)
+    }
+
+    /// The requests that begin with these words, in capitals or not: `CLIENT KILL` for instance.
+    #[must_use]
+    pub fn command(words: &str) -> Self {
+        let words: Vec<Vec<u8>> = words.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+        Self::new(move |request| {
+            words.len() <= request.len()
+                && words.iter().zip(request).all(|(word, arg)| word.eq_ignore_ascii_case(arg))
+        })
+    }
+
+    /// The requests that have these bytes in one of their arguments.
+    #[must_use]
+    pub fn containing(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = bytes.into();
+        Self::new(move |request| {
+            request.iter().any(|arg| {
+                bytes.is_empty() || arg.windows(bytes.len()).any(|window| window == bytes)
+            })
+        })
+    }
+
+    /// The requests for which the closure, given the arguments, returns true.
+    pub fn new(test: impl Fn(&[Vec<u8>]) -> bool + Send + Sync + 'static) -> Self {
+        Self { test: Arc::new(test) }
+    }
+
+    /// Those that match this and the other.
+    #[must_use]
+    pub fn and(self, other: impl Into<Self>) -> Self {
+        let other = other.into();
+        Self::new(move |request| self.matches(request) && other.matches(request))
+    }
+
+    fn matches(&self, request: &[Vec<u8>]) -> bool {
+        (self.test)(request)
+    }
+}
+
+/// As [`Matcher::command`].
+impl From<&str> for Matcher {
+    fn from(words: &str) -> Self {
+        Self::command(words)
+    }
+}
+
+impl fmt::Debug for Matcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Matcher").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    blackhole: watch::Sender<bool>,
+    /// Changes with each request.
+    seen: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Vec<Rule>,
+    /// Each with its connection.
+    requests: Vec<(u64, Vec<Vec<u8>>)>,
+    connections: HashMap<u64, AbortHandle>,
+    delay_to_client: Duration,
+    delay_to_server: Duration,
+    drop_messages: bool,
+    refuse: bool,
+}
+
+struct Rule {
+    left: usize,
+    matcher: Matcher,
+    fate: Fate,
+}
+
+/// What becomes of a request and its reply.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    CutAfter,
+    CutBefore,
+    Pass,
+    SilenceAfter,
+    SilenceBefore,
+    Twice,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, matcher: &Matcher) -> usize {
+        self.state().requests.iter().filter(|(_, request)| matcher.matches(request)).count()
+    }
+
+    /// Takes note of a request and decides what becomes of it.
+    fn judge(&self, connection: u64, request: Vec<Vec<u8>>) -> Fate {
+        let mut state = self.state();
+        let mut fate = Fate::Pass;
+        state.rules.retain_mut(|rule| {
+            if !rule.matcher.matches(&request) {
+                return true;
+            }
+            rule.left = rule.left.saturating_sub(1);
+            // Of several that are due at once, one acts and the others wait for the next request.
+            if rule.left == 0 && fate == Fate::Pass {
+                fate = rule.fate;
+                return false;
+            }
+            true
+        });
+        state.requests.push((connection, request));
+        drop(state);
+        self.seen.send_replace(());
+        fate
+    }
+}

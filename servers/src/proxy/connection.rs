@@ -1,0 +1,227 @@
+//! One connection through the proxy: four loops in one task, so that ending it is aborting it.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener as AsyncListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        watch,
+    },
+    time::{Instant, sleep_until},
+};
+
+use super::{Fate, Shared, frame};
+
+/// Bytes and when they may arrive.
+type Parcel = (Instant, Vec<u8>);
+
+/// Whose reply comes next on one connection.
+type Pending = Mutex<VecDeque<Expected>>;
+
+struct Expected {
+    /// One, or one per channel of a SUBSCRIBE.
+    replies: usize,
+    fate: ReplyFate,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReplyFate {
+    Cut,
+    Discard,
+    Pass,
+    Silence,
+}
+
+pub(super) async fn serve(listener: TcpListener, upstream: SocketAddr, shared: Arc<Shared>) {
+    let listener = AsyncListener::from_std(listener).expect("inside of a runtime");
+    for id in 0.. {
+        let Ok((client, _)) = listener.accept().await else { continue };
+        if shared.state().refuse {
+            continue;
+        }
+        let task = tokio::spawn(connect(client, upstream, id, Arc::clone(&shared)));
+        shared.state().connections.insert(id, task.abort_handle());
+    }
+}
+
+async fn connect(client: TcpStream, upstream: SocketAddr, id: u64, shared: Arc<Shared>) {
+    // In a black hole not even the handshake passes.
+    open(&mut shared.blackhole.subscribe()).await;
+    let Ok(server) = TcpStream::connect(upstream).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (client_read, client_write) = client.into_split();
+    let (server_read, server_write) = server.into_split();
+    let (to_server, for_server) = unbounded_channel();
+    let (to_client, for_client) = unbounded_channel();
+    let pending = Pending::default();
+    let silent = watch::Sender::new(false);
+    let requests = Requests { id, shared: &shared, pending: &pending, silent: &silent };
+    let upward = async {
+        tokio::join!(
+            requests.forward(client_read, to_server),
+            deliver(for_server, server_write, &shared),
+        );
+    };
+    let downward = async {
+        tokio::join!(
+            requests.answer(server_read, to_client),
+            deliver(for_client, client_write, &shared),
+        );
+    };
+    tokio::select! {
+        () = upward => {}
+        () = downward => {}
+    }
+}
+
+/// What both directions of a connection share.
+struct Requests<'a> {
+    id: u64,
+    shared: &'a Shared,
+    pending: &'a Pending,
+    silent: &'a watch::Sender<bool>,
+}
+
+impl Requests<'_> {
+    /// From the client to the server, until the client goes away or the connection is cut.
+    async fn forward(&self, from: OwnedReadHalf, to: UnboundedSender<Parcel>) {
+        let mut frames = Frames::new(from);
+        while let Ok(frame) = frames.next().await {
+            if *self.silent.borrow() {
+                continue;
+            }
+            let request = frame::strings(&frame);
+            let replies = match request.first() {
+                Some(name) if name.to_ascii_lowercase().ends_with(b"subscribe") => {
+                    (request.len() - 1).max(1)
+                }
+                _ => 1,
+            };
+            let (copies, fate) = match self.shared.judge(self.id, request) {
+                Fate::CutAfter => (1, ReplyFate::Cut),
+                Fate::CutBefore => return,
+                Fate::Pass => (1, ReplyFate::Pass),
+                Fate::SilenceAfter => (1, ReplyFate::Silence),
+                Fate::SilenceBefore => {
+                    self.silent.send_replace(true);
+                    continue;
+                }
+                Fate::Twice => (2, ReplyFate::Pass),
+            };
+            for copy in 0..copies {
+                let fate = if copy == 0 { fate } else { ReplyFate::Discard };
+                self.pending().push_back(Expected { replies, fate });
+                let at = Instant::now() + self.shared.state().delay_to_server;
+                let _ = to.send((at, frame.clone()));
+            }
+        }
+    }
+
+    /// From the server to the client, until the server goes away or the connection is cut.
+    async fn answer(&self, from: OwnedReadHalf, to: UnboundedSender<Parcel>) {
+        let mut frames = Frames::new(from);
+        while let Ok(frame) = frames.next().await {
+            let (delay, drop_messages) = {
+                let state = self.shared.state();
+                (state.delay_to_client, state.drop_messages)
+            };
+            let fate = match is_message(&frame) {
+                true if drop_messages => ReplyFate::Discard,
+                true => ReplyFate::Pass,
+                false => self.expected(&frame),
+            };
+            match fate {
+                ReplyFate::Cut => return,
+                ReplyFate::Discard => {}
+                ReplyFate::Silence => {
+                    self.silent.send_replace(true);
+                }
+                ReplyFate::Pass if *self.silent.borrow() => {}
+                ReplyFate::Pass => {
+                    let _ = to.send((Instant::now() + delay, frame));
+                }
+            }
+        }
+    }
+
+    fn expected(&self, frame: &[u8]) -> ReplyFate {
+        let mut pending = self.pending();
+        let Some(front) = pending.front_mut() else { return ReplyFate::Pass };
+        let fate = front.fate;
+        // One error refuses all channels of a SUBSCRIBE at once.
+        front.replies = if frame[0] == b'-' { 0 } else { front.replies.saturating_sub(1) };
+        if front.replies == 0 {
+            pending.pop_front();
+        }
+        fate
+    }
+
+    fn pending(&self) -> std::sync::MutexGuard<'_, VecDeque<Expected>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A message of a subscription answers no request.
+fn is_message(frame: &[u8]) -> bool {
+    const HEADS: [&[u8]; 3] = [b"$7\r\nmessage\r\n", b"$8\r\npmessage\r\n", b"$8\r\nsmessage\r\n"];
+    let [b'*' | b'>', b'3' | b'4', b'\r', b'\n', head @ ..] = frame else { return false };
+    HEADS.iter().any(|start| head.starts_with(start))
+}
+
+/// Reads whole frames.
+struct Frames {
+    from: OwnedReadHalf,
+    buffer: Vec<u8>,
+    /// Of the buffer, what has been returned.
+    used: usize,
+}
+
+impl Frames {
+    fn new(from: OwnedReadHalf) -> Self {
+        Self { from, buffer: Vec::new(), used: 0 }
+    }
+
+    async fn next(&mut self) -> io::Result<Vec<u8>> {
+        loop {
+            if let Some(length) = frame::length(&self.buffer[self.used..]) {
+                let frame = self.buffer[self.used..self.used + length].to_vec();
+                self.used += length;
+                return Ok(frame);
+            }
+            self.buffer.drain(..self.used);
+            self.used = 0;
+            if self.from.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+/// Writes what is due, while the way is open.
+async fn deliver(mut parcels: UnboundedReceiver<Parcel>, mut to: OwnedWriteHalf, shared: &Shared) {
+    let mut blackhole = shared.blackhole.subscribe();
+    while let Some((at, bytes)) = parcels.recv().await {
+        if Duration::ZERO < at.saturating_duration_since(Instant::now()) {
+            sleep_until(at).await;
+        }
+        open(&mut blackhole).await;
+        if to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn open(blackhole: &mut watch::Receiver<bool>) {
+    let _ = blackhole.wait_for(|on| !on).await;
+}
