@@ -18,9 +18,6 @@ use super::{LinkConfig, LinkError, core::Core};
 /// Commands that may wait to be written; more are refused.
 const QUEUE: usize = 65_536;
 
-/// Messages that may wait for the subscriber's task; more are lost, which it notices.
-const MESSAGES: usize = 4096;
-
 /// The client for commands.
 pub(super) fn build(config: &LinkConfig) -> Result<Client, LinkError> {
     Ok(single(config.to_fred()?, connection(config), 1))
@@ -40,7 +37,7 @@ pub(super) fn build_subscriber(core: &Core, turn: usize) -> Client {
         let nodes = nodes.filter(|nodes| !nodes.is_empty()).unwrap_or(config.server.hosts());
         config.server = ServerConfig::Centralized { server: nodes[turn % nodes.len()].clone() };
     }
-    single(config, limited(core), MESSAGES)
+    single(config, limited(core), core.backlog)
 }
 
 /// A client to listen to a sentinel with, and the name of the primary that matters.

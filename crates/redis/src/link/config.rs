@@ -52,6 +52,8 @@ pub(crate) struct LinkConfig {
     pub(crate) connect_timeout: Duration,
     /// How often the subscriber asks its silent server whether it is still there.
     pub(crate) ping_interval: Duration,
+    /// Messages that may wait for the listener; more are lost, which it is told.
+    pub(crate) backlog: usize,
     /// The channel of this process.
     pub(crate) channel: String,
 }
@@ -67,6 +69,7 @@ impl LinkConfig {
             request_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(5),
+            backlog: 4096,
             channel: channel.into(),
         }
     }
@@ -115,6 +118,7 @@ impl fmt::Debug for LinkConfig {
             .field("request_timeout", &self.request_timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("ping_interval", &self.ping_interval)
+            .field("backlog", &self.backlog)
             .field("channel", &self.channel)
             .finish()
     }

@@ -42,6 +42,7 @@ pub(super) struct Core {
     pub(super) clustered: bool,
     pub(super) request_timeout: Duration,
     pub(super) connect_timeout: Duration,
+    pub(super) backlog: usize,
     /// `health` is `Up`, for the hot path.
     up: AtomicBool,
     pub(super) health: watch::Sender<Health>,
@@ -73,6 +74,7 @@ impl Core {
             client,
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
+            backlog: config.backlog,
             up: AtomicBool::new(true),
             health: watch::Sender::new(Health::Up),
             subscription: watch::Sender::new(Err(LinkError::Timeout)),

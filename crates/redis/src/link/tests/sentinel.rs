@@ -1,0 +1,93 @@
+//! Sentinels: the primary changes.
+
+use distlock_servers::redis::{RedisSentinel, RedisServer};
+
+use super::*;
+
+fn settings(group: &RedisSentinel) -> LinkConfig {
+    let topology = Topology::Sentinel {
+        sentinels: group
+            .sentinels()
+            .iter()
+            .map(|sentinel| Endpoint::new("127.0.0.1", sentinel.port()))
+            .collect(),
+        master: RedisSentinel::MASTER.to_owned(),
+        username: None,
+        password: None,
+    };
+    LinkConfig { topology, request_timeout: Duration::from_secs(1), ..config(0) }
+}
+
+async fn port(link: &Link) -> Result<Reply, LinkError> {
+    link.command("CONFIG", &list(["GET", "port"])).await
+}
+
+async fn wait_at(link: &Link, server: &RedisServer) {
+    let expected = Ok(Reply::Array(vec![bulk("port"), bulk(&server.port().to_string())]));
+    let deadline = Instant::now() + HANG;
+    while port(link).await != expected {
+        assert!(Instant::now() < deadline, "not at the new primary");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The old primary lives on and takes commands until it is told: they would be lost.
+#[tokio::test]
+async fn a_switch_is_followed_as_soon_as_it_is_announced() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let (old, new) = (&group.servers()[0], &group.servers()[1]);
+    let (link, ears) = connect_whole(settings(&group)).await;
+    wait_at(&link, old).await;
+    // Who watches the sentinels is there.
+    until("the sentinels are watched", || {
+        group
+            .sentinels()
+            .iter()
+            .any(|sentinel| sentinel.command(&["CLIENT", "LIST"]).unwrap().contains(" sub=1 "))
+    })
+    .await;
+    group.sentinels()[0].command(&["SENTINEL", "FAILOVER", RedisSentinel::MASTER]).unwrap();
+    wait_at(&link, new).await;
+    wait_works(&link).await;
+    until("pushes of the new primary arrive", || {
+        new.command(&["PUBLISH", CHANNEL, "hello"]).unwrap();
+        !ears.messages().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_primary_is_replaced() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let (old, new) = (&group.servers()[0], &group.servers()[1]);
+    let (link, ears) = connect_whole(settings(&group)).await;
+    wait_works(&link).await;
+    old.kill().unwrap();
+    wait_at(&link, new).await;
+    wait_works(&link).await;
+    ears.wait_resubscribed(2).await;
+    within(link.close()).await;
+}
+
+/// A primary that became a replica answers READONLY, and its connection never ends.
+#[tokio::test]
+async fn a_primary_that_became_read_only_is_left() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let old = &group.servers()[0];
+    let mut settings = settings(&group);
+    // As if a name pointed here.
+    settings.topology = Topology::Standalone(Endpoint::new("127.0.0.1", old.port()));
+    let (link, _ears) = connect(settings).await;
+    wait_works(&link).await;
+    let id = link.command("CLIENT", &list(["ID"])).await.unwrap();
+    old.command(&["REPLICAOF", "127.0.0.1", "1"]).unwrap();
+    let error = incr(&link, "n", Attempts::Repeatable).await.unwrap_err();
+    assert!(matches!(&error, LinkError::Server(text) if text.starts_with("READONLY")), "{error:?}");
+    let deadline = Instant::now() + HANG;
+    while link.command("CLIENT", &list(["ID"])).await.is_ok_and(|now| now == id) {
+        assert!(Instant::now() < deadline, "it stays connected");
+        sleep(Duration::from_millis(20)).await;
+    }
+    old.command(&["REPLICAOF", "NO", "ONE"]).unwrap();
+    wait_works(&link).await;
+}
