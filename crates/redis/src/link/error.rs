@@ -57,13 +57,12 @@ impl LinkError {
         matches!(self, Self::Server(text) if text.starts_with("NOSCRIPT"))
     }
 
-    /// This error of a later send, after an earlier one had ended with `earlier`.
-    pub(super) fn after(self, earlier: &Self) -> Self {
+    /// This error, when an earlier send of the same call may have been executed.
+    pub(super) fn ran(self) -> Self {
         match self {
-            Self::Disconnected { reason, sent } => {
-                Self::Disconnected { reason, sent: sent || earlier.may_have_run() }
-            }
-            other => other,
+            error if error.may_have_run() => error,
+            Self::Disconnected { reason, .. } => Self::Disconnected { reason, sent: true },
+            other => Self::Disconnected { reason: other.to_string(), sent: true },
         }
     }
 

@@ -188,23 +188,27 @@ impl Link {
         let deadline = start + core.request_timeout;
         let mut known = true;
         let mut pause = PAUSE;
+        // What an earlier send may have done, the error of a later one must not deny.
+        let mut ran = false;
         for _ in 1..MAX_SENDS {
+            ran |= error.may_have_run();
             if error.is_noscript() && known {
                 // The refused send was not executed: whatever `attempts` says, this is the first.
                 known = false;
-            } else if error.may_have_run() && attempts == Attempts::AtMostOnce {
-                return Err(error);
-            } else if !error.is_for_good() {
+            } else if error.is_for_good() || (ran && attempts == Attempts::AtMostOnce) {
+                break;
+            } else {
                 // The keeper may not have noticed yet; with a user's client there is none.
                 sleep_until((Instant::now() + pause).min(deadline)).await;
                 pause *= 2;
-                core.wait_up(deadline, attempts).await.map_err(|next| next.after(&error))?;
-            } else {
-                return Err(error);
+                if let Err(next) = core.wait_up(deadline, attempts).await {
+                    error = next;
+                    break;
+                }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(error);
+                break;
             }
             let command = match known {
                 true => script.evalsha(keys, args, self.is_cluster()),
@@ -212,11 +216,10 @@ impl Link {
             };
             match core.exchange_within(command, left).await {
                 Ok(reply) => return Ok(reply),
-                // What an earlier send may have done, this one's error must not deny.
-                Err(next) => error = next.after(&error),
+                Err(next) => error = next,
             }
         }
-        Err(error)
+        Err(if ran { error.ran() } else { error })
     }
 
     /// Sends one command that has no key, to any node.

@@ -62,6 +62,22 @@ async fn the_whole_script_is_sent_once_as_well() {
     assert_eq!(incr(&link, "n", Attempts::Repeatable).await, Ok(Reply::Int(3)));
 }
 
+/// Sent again after a restart, the script is unknown there.
+#[tokio::test]
+async fn a_repetition_falls_back_to_the_whole_script_too() {
+    let (server, proxy, link) = start().await;
+    proxy.drop_reply(1, "EVALSHA");
+    proxy.refuse(true);
+    let call = tokio::spawn({
+        let link = link.clone();
+        async move { incr(&link, "n", Attempts::Repeatable).await }
+    });
+    until("it is executed", || counter(&server, "n") == "1").await;
+    server.command(&["SCRIPT", "FLUSH"]).unwrap();
+    proxy.refuse(false);
+    assert_eq!(within(call).await.unwrap(), Ok(Reply::Int(2)));
+}
+
 /// Those in flight behind the lost reply are lost with it, and none is repeated either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_under_load_repeats_nothing() {

@@ -3,6 +3,7 @@
 mod attempts;
 mod cluster;
 mod commands;
+mod errors;
 mod outage;
 mod secrets;
 mod sentinel;
