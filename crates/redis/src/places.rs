@@ -1,0 +1,341 @@
+//! Who of this process holds a lock or waits for one, and what the store says to them unasked.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use distlock_core::{Claim, FencingToken, Key, Lease, LossReason, Owner};
+use tokio::time::Instant;
+
+use crate::{
+    link::Listener,
+    pace::{Outlook, Pace},
+    push::{Push, Pushed},
+    script::{Grant, Taken},
+    store::Store,
+};
+
+/// A foreign lock without a ttl is an error when it is seen again after so long: others set the ttl with a second command.
+const UNENDING: Duration = Duration::from_secs(1);
+
+/// After so long the first sight counts no more.
+const FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// So many foreign locks without a ttl are remembered.
+const MAX_UNENDING: usize = 1024;
+
+/// All claims of this process that may have something at the store: from their first request to their release.
+#[derive(Debug)]
+pub(crate) struct Places {
+    table: Mutex<HashMap<Owner, Place>>,
+    serial: AtomicU64,
+    unending: Mutex<HashMap<Key, Instant>>,
+    any_unending: AtomicBool,
+    store: OnceLock<Weak<Store>>,
+    pace: Pace,
+    place_ttl: Duration,
+}
+
+/// What is known of one of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) claim: Claim,
+    /// Before the first request was sent.
+    pub(crate) asked: Instant,
+    /// An owner id can come again: which of its claims this is.
+    pub(crate) serial: u64,
+    pub(crate) held: bool,
+    /// Until when a request without an answer may still be carried out.
+    pub(crate) ghost_until: Option<Instant>,
+    anchor: Option<Anchor>,
+    /// Something was said that does not fit: its next answer is not to be believed for long.
+    suspect: bool,
+    /// How often it was looked after.
+    polls: u32,
+}
+
+/// What ties the server's clock to ours: the server's at a call, and ours before it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Anchor {
+    pub(crate) server: i64,
+    pub(crate) local: Instant,
+}
+
+/// What a push is worth.
+enum Verdict {
+    Accept(Claim, Instant),
+    /// Let the claim ask.
+    Confirm(Claim),
+    /// Nobody waits for it.
+    Unknown,
+}
+
+impl Places {
+    pub(crate) fn new(seed: u64, place_ttl: Duration) -> Self {
+        Self {
+            table: Mutex::default(),
+            serial: AtomicU64::new(0),
+            unending: Mutex::default(),
+            any_unending: AtomicBool::new(false),
+            store: OnceLock::new(),
+            pace: Pace::new(seed),
+            place_ttl,
+        }
+    }
+
+    /// Says who gives back what nobody waits for.
+    pub(crate) fn serve(&self, store: Weak<Store>) {
+        let _ = self.store.set(store);
+    }
+
+    pub(crate) fn store(&self) -> Option<Arc<Store>> {
+        self.store.get().and_then(Weak::upgrade)
+    }
+
+    /// A claim is about to ask.
+    pub(crate) fn enter(&self, claim: &Claim) -> Instant {
+        let now = Instant::now();
+        let mut table = self.table();
+        if let Some(place) = table.get_mut(&claim.owner()) {
+            place.suspect = false;
+            return now;
+        }
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let place = Place {
+            claim: claim.clone(),
+            asked: now,
+            serial,
+            held: false,
+            ghost_until: None,
+            anchor: None,
+            suspect: false,
+            polls: 0,
+        };
+        table.insert(claim.owner(), place);
+        now
+    }
+
+    /// An owner id is over.
+    pub(crate) fn leave(&self, owner: Owner) -> Option<Place> {
+        self.table().remove(&owner)
+    }
+
+    /// The store has nothing of this claim of the owner any more.
+    pub(crate) fn leave_as(&self, owner: Owner, serial: u64) {
+        let mut table = self.table();
+        if table.get(&owner).is_some_and(|place| place.serial == serial) {
+            table.remove(&owner);
+        }
+    }
+
+    /// What is known of an owner, about to be renewed.
+    pub(crate) fn renewing(&self, owner: Owner) -> Option<(u64, bool)> {
+        let mut table = self.table();
+        let place = table.get_mut(&owner)?;
+        place.suspect = false;
+        Some((place.serial, place.held))
+    }
+
+    pub(crate) fn knows(&self, owner: Owner) -> bool {
+        self.table().contains_key(&owner)
+    }
+
+    /// A request had no answer; it may be carried out until then.
+    pub(crate) fn unanswered(&self, owner: Owner, until: Instant) {
+        if let Some(place) = self.table().get_mut(&owner) {
+            place.ghost_until = place.ghost_until.max(Some(until));
+        }
+    }
+
+    /// Until when a request without an answer may still be carried out.
+    pub(crate) fn ghost_until(&self, owner: Owner) -> Option<Instant> {
+        self.table().get(&owner)?.ghost_until.filter(|&until| Instant::now() < until)
+    }
+
+    /// The store says that the claim has the lock.
+    pub(crate) fn held(&self, claim: &Claim, awaited: bool) {
+        if let Some(place) = self.table().get_mut(&claim.owner()) {
+            place.held = true;
+        }
+        if awaited {
+            claim.contend();
+        }
+    }
+
+    /// The store says that the claim stands in line. Gives back after which silence it is to be looked after.
+    pub(crate) fn queued(&self, claim: &Claim, anchor: Anchor, outlook: Outlook) -> Duration {
+        let (polls, suspect) = match self.table().get_mut(&claim.owner()) {
+            Some(place) => {
+                if place.anchor.is_none_or(|old| old.local <= anchor.local) {
+                    place.anchor = Some(anchor);
+                }
+                place.polls = place.polls.saturating_add(1);
+                (place.polls - 1, std::mem::take(&mut place.suspect))
+            }
+            None => (0, false),
+        };
+        if suspect {
+            return Duration::from_millis(1);
+        }
+        self.pace.recheck(outlook, polls, claim.ttl(), self.place_ttl)
+    }
+
+    /// Whether a foreign lock without a ttl has been seen before, so long ago that its ttl is not just about to come.
+    pub(crate) fn is_unending(&self, key: &Key, lock: Taken) -> bool {
+        if !lock.is_unending() {
+            if self.any_unending.load(Ordering::Relaxed) {
+                let mut unending = self.unending();
+                unending.remove(key);
+                self.any_unending.store(!unending.is_empty(), Ordering::Relaxed);
+            }
+            return false;
+        }
+        let now = Instant::now();
+        let mut unending = self.unending();
+        if unending.len() >= MAX_UNENDING {
+            unending.retain(|_, seen| now - *seen < FORGOTTEN);
+            if unending.len() >= MAX_UNENDING {
+                unending.clear();
+            }
+        }
+        self.any_unending.store(true, Ordering::Relaxed);
+        let seen = unending.entry(key.clone()).or_insert(now);
+        if now - *seen >= FORGOTTEN {
+            *seen = now;
+        }
+        now - *seen >= UNENDING
+    }
+
+    /// How many claims there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.table().len()
+    }
+
+    fn granted(&self, owner: Owner, server: i64, grant: Grant, key: &str) {
+        let lease = Lease::new(FencingToken::new(grant.first))
+            .with_spare(u32::try_from(grant.last.saturating_sub(grant.first)).unwrap_or(0))
+            .with_ttl(grant.ttl);
+        match self.judge(owner, server, grant.ttl) {
+            Verdict::Accept(claim, since) => {
+                if grant.awaited {
+                    claim.contend();
+                }
+                if !claim.grant(lease.with_since(since)) {
+                    self.give_back(owner, key, grant.ttl);
+                }
+            }
+            Verdict::Confirm(claim) => claim.recheck(),
+            Verdict::Unknown => self.give_back(owner, key, grant.ttl),
+        }
+    }
+
+    /// From when the ttl of a pushed grant runs, if it can be believed.
+    fn judge(&self, owner: Owner, server: i64, ttl: Duration) -> Verdict {
+        let now = Instant::now();
+        let mut table = self.table();
+        let Some(place) = table.get_mut(&owner) else { return Verdict::Unknown };
+        let since = place.since(server, now);
+        let margin = (ttl / 100).max(Duration::from_millis(5));
+        match since.filter(|&since| now < since + ttl.saturating_sub(margin)) {
+            Some(since) => {
+                place.held = true;
+                Verdict::Accept(place.claim.clone(), since)
+            }
+            None => {
+                place.suspect = true;
+                Verdict::Confirm(place.claim.clone())
+            }
+        }
+    }
+
+    fn give_back(&self, owner: Owner, key: &str, ttl: Duration) {
+        if let Some(store) = self.store() {
+            store.give_back_unknown(owner, key, ttl);
+        }
+    }
+
+    fn claims(&self, wanted: impl Fn(&Place) -> bool) -> Vec<Claim> {
+        let table = self.table();
+        table.values().filter(|place| wanted(place)).map(|place| place.claim.clone()).collect()
+    }
+
+    fn claim_of(&self, owner: Owner) -> Option<Claim> {
+        self.table().get(&owner).map(|place| place.claim.clone())
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Owner, Place>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unending(&self) -> MutexGuard<'_, HashMap<Key, Instant>> {
+        self.unending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// From when on our clock a grant runs that was made at a time of the server's clock; none: it fits nothing that we know.
+    fn since(&self, server: i64, now: Instant) -> Option<Instant> {
+        let Some(anchor) = self.anchor else {
+            // It came before the answer to the request: it was made after that was sent.
+            return Some(self.asked);
+        };
+        // Older than the last answer, which said that we wait: overtaken by the loss of what it grants.
+        let ahead = Duration::from_micros(u64::try_from(server.checked_sub(anchor.server)?).ok()?);
+        let elapsed = now.saturating_duration_since(anchor.local);
+        if ahead > elapsed + elapsed / 100 {
+            // More time has passed there than here: its clock was set.
+            return None;
+        }
+        Some((anchor.local + ahead - ahead / 100).min(now))
+    }
+}
+
+impl Listener for Places {
+    fn push(&self, message: &[u8]) {
+        let Some(Push { owner, what }) = Push::read(message) else { return };
+        match what {
+            Pushed::Granted { server, grant, key } => self.granted(owner, server, grant, key),
+            Pushed::Contended => {
+                if let Some(claim) = self.claim_of(owner) {
+                    claim.contend();
+                }
+            }
+            Pushed::Hold => {
+                let claim = {
+                    let mut table = self.table();
+                    table.get_mut(&owner).map(|place| {
+                        place.suspect = true;
+                        place.claim.clone()
+                    })
+                };
+                if let Some(claim) = claim {
+                    claim.recheck();
+                }
+            }
+            Pushed::Lost => {
+                if let Some(place) = self.leave(owner) {
+                    place.claim.end(LossReason::Gone);
+                }
+            }
+        }
+    }
+
+    fn resubscribed(&self) {
+        for claim in self.claims(|_| true) {
+            claim.recheck();
+        }
+    }
+
+    fn lost(&self) {
+        // Nobody will tell those who wait.
+        for claim in self.claims(|place| !place.held) {
+            claim.recheck();
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What the tests on real servers share.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::time::Duration;
+
+use distlock_core::Client;
+use distlock_redis::RedisBackend;
+use distlock_servers::redis::RedisServer;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Nothing here takes so long, unless it hangs.
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+
+pub(crate) const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+pub(crate) fn server() -> RedisServer {
+    RedisServer::start(&[]).expect("a Redis server can be started")
+}
+
+pub(crate) async fn backend(server: &RedisServer) -> RedisBackend {
+    RedisBackend::connect(&server.url()).await.expect("the server can be reached")
+}
+
+/// A client with a backend of its own, as another process would have.
+pub(crate) async fn client(server: &RedisServer) -> Client {
+    Client::new(backend(server).await)
+}
+
+pub(crate) fn command(server: &RedisServer, args: &[&str]) -> String {
+    server.command(args).expect("the command is carried out")
+}
+
+/// How many keys there are, but for the fence counters, which outlive their locks.
+pub(crate) fn leftovers(server: &RedisServer) -> Vec<String> {
+    let keys =
+        command(server, &["EVAL", "return table.concat(redis.call('KEYS', '*'), '\\n')", "0"]);
+    keys.lines().filter(|key| !key.starts_with("__distlock:f:")).map(str::to_owned).collect()
+}
+
+/// Waits until something is so, and says what was not if it hangs.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}, within {LONG:?}");
+        sleep(ms(5)).await;
+    }
+}
+
+/// A future that must not hang.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(LONG, future).await.expect("it hangs")
+}

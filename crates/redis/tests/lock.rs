@@ -1,0 +1,80 @@
+//! One lock after the other, on one real server.
+
+mod common;
+
+use common::{backend, client, command, eventually, leftovers, ms, server, soon};
+use distlock_core::Client;
+
+#[tokio::test]
+async fn a_lock_is_held_by_one_at_a_time_and_tokens_rise() {
+    let server = server();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let guard = one.mutex("k").lock().await.unwrap();
+    assert!(two.mutex("k").try_lock().await.unwrap().is_none());
+    let first = guard.fencing_token();
+    guard.release().await.unwrap();
+    let guard = two.mutex("k").try_lock().await.unwrap().unwrap();
+    assert!(first < guard.fencing_token());
+    guard.release().await.unwrap();
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_waiter_of_another_client_is_granted_the_lock_by_the_release() {
+    let server = server();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let guard = one.mutex("k").lock().await.unwrap();
+    let waiter = tokio::spawn(async move { two.mutex("k").lock().await.unwrap() });
+    eventually("it waits", || command(&server, &["ZCARD", "__distlock:q:{k}k"]) == "1").await;
+    let first = guard.fencing_token();
+    guard.release().await.unwrap();
+    let guard = soon(waiter).await.unwrap();
+    assert!(first < guard.fencing_token());
+    assert!(guard.is_held());
+}
+
+#[tokio::test]
+async fn it_is_renewed_past_its_ttl() {
+    let server = server();
+    let client = client(&server).await;
+    let guard = client.mutex("k").ttl(ms(300)).lock().await.unwrap();
+    tokio::time::sleep(ms(900)).await;
+    assert!(guard.is_held());
+    assert!(guard.remaining() > ms(0));
+    guard.extend(ms(60_000)).await.unwrap();
+    assert!(command(&server, &["PTTL", "k"]).parse::<u64>().unwrap() > 50_000);
+    guard.extend(ms(2_000)).await.unwrap();
+    assert!(command(&server, &["PTTL", "k"]).parse::<u64>().unwrap() <= 2_000);
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn who_is_killed_by_force_is_told() {
+    let server = server();
+    let (one, two) = (client(&server).await, client(&server).await);
+    let guard = one.mutex("k").metadata("w").lock().await.unwrap();
+    let seen = two.inspect("k").await.unwrap();
+    assert_eq!(seen.holders[0].metadata, "w");
+    assert_eq!(seen.holders[0].owner, Some(guard.owner()));
+    assert_eq!(seen.holders[0].token, Some(guard.fencing_token()));
+    assert!(two.force_release("k").await.unwrap());
+    soon(guard.lost()).await;
+    assert!(!guard.is_held());
+    let guard = one.mutex("k").lock().await.unwrap();
+    assert!(one.force_release("k").await.unwrap());
+    soon(guard.lost()).await;
+}
+
+#[tokio::test]
+async fn closing_ends_every_call() {
+    let server = server();
+    let backend = backend(&server).await;
+    let client = Client::new(backend.clone());
+    let guard = client.mutex("k").lock().await.unwrap();
+    soon(client.shutdown()).await;
+    assert!(!guard.is_held());
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+    soon(backend.close()).await;
+    let error = soon(Client::new(backend).mutex("k").lock()).await.unwrap_err();
+    assert!(!error.is_transient(), "{error}");
+}
