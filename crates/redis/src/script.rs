@@ -58,6 +58,19 @@ pub(crate) struct Taken {
 }
 
 impl Answer {
+    /// The answer to an acquisition, with the server's time.
+    pub(crate) fn acquired(reply: &Reply, ttl: Duration) -> Result<(Self, i64), LinkError> {
+        let Reply::Bulk(text) = reply else { return Self::timed(reply) };
+        // The common case: held, for the ttl that was asked for.
+        let read = || {
+            let mut numbers = str::from_utf8(text).ok()?.splitn(3, ':');
+            let server = numbers.next()?.parse().ok()?;
+            let (first, last) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+            Some((Self::Held(Grant { first, last, ttl, awaited: false }), server))
+        };
+        read().ok_or_else(|| nonsense(reply))
+    }
+
     /// An answer with the server's time in it.
     pub(crate) fn timed(reply: &Reply) -> Result<(Self, i64), LinkError> {
         let words = array(reply)?;
@@ -194,6 +207,8 @@ mod tests {
             Reply::Int(2),
         ];
         assert_eq!(Answer::timed(&Reply::Array(reply)).unwrap(), (Answer::Held(grant), 5));
+        let grant = Grant { awaited: false, ..grant };
+        assert_eq!(Answer::acquired(&bulk("5:7:9"), ttl).unwrap(), (Answer::Held(grant), 5));
         let reply = vec![bulk("queued"), Reply::Int(-1), Reply::Int(0), Reply::Int(3)];
         let lock = Taken { left: None, ours: false };
         assert_eq!(Answer::plain(&Reply::Array(reply)).unwrap(), Answer::Queued { lock, rank: 3 });
@@ -214,6 +229,7 @@ mod tests {
         #[test]
         fn no_reply_whatsoever_makes_us_panic(reply in reply()) {
             let _ = Answer::timed(&reply);
+            let _ = Answer::acquired(&reply, Duration::ZERO);
             let _ = Answer::plain(&reply);
             let _ = Renewed::read(&reply);
         }

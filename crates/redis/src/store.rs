@@ -92,7 +92,7 @@ impl Store {
                     return Err(classify(error));
                 }
             };
-            let (answer, server) = Answer::timed(&reply).map_err(classify)?;
+            let (answer, server) = Answer::acquired(&reply, claim.ttl()).map_err(classify)?;
             self.clock.sample(slot, server);
             match answer {
                 Answer::Held(grant) => return Ok(Standing::Held(self.held(claim, &grant))),
@@ -138,15 +138,14 @@ impl Store {
     ) -> Vec<Bytes> {
         let metadata = claim.metadata();
         let mut words =
-            Words::with_capacity(14, 384 + 8 * claim.key().as_str().len() + metadata.len());
+            Words::with_capacity(13, 384 + 8 * claim.key().as_str().len() + metadata.len());
         names.all(&mut words);
-        words.show(claim.owner());
-        words.push(self.process.as_bytes());
+        words.show(format_args!("dl1:{}:{}:", claim.owner(), self.process));
         words.show(millis(claim.ttl()));
         words.show(claim.block().max(1));
-        words.push(if join { b"join" } else { b"try" });
         words.show(self.clock.not_after(slot, self.request_timeout));
         words.push(metadata.as_bytes());
+        words.push(if join { b"join" } else { b"try" });
         words.flag(!self.link.is_cluster());
         words.flag(hears);
         words.show(self.place_ttl.as_millis());

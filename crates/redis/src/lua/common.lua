@@ -11,8 +11,8 @@ local function fmt(n) return string.format('%.0f', n) end
 
 local function is(v, owner) return string.sub(v, 1, 37) == 'dl1:' .. owner .. ':' end
 
--- process, first, last, ttl, where the metadata begins; nil for what another library wrote
-local function parse(v) return string.match(v, '^dl1:%x+:(%x+):(%d+):(%d+):(%d+):()') end
+-- process, first, last, ttl; nil for what another library wrote
+local function parse(v) return string.match(v, '^dl1:%x+:(%x+):(%d+):(%d+):(%d+):') end
 
 -- Nothing but a release and a change shortens a ttl.
 local function extend(L, ttl)
@@ -26,9 +26,10 @@ local function block(last, size)
   return a, a + size - 1
 end
 
-local function put(L, F, owner, process, a, z, ttl, metadata)
+-- `head`: the value as far as the process.
+local function put(L, F, head, a, z, ttl, metadata)
   call('SET', F, fmt(z), 'PX', ttl + IDLE)
-  call('SET', L, 'dl1:' .. owner .. ':' .. process .. ':' .. fmt(a) .. ':' .. fmt(z) .. ':' .. fmt(ttl) .. ':' .. metadata, 'PX', ttl)
+  call('SET', L, head .. fmt(a) .. ':' .. fmt(z) .. ':' .. fmt(ttl) .. ':' .. metadata, 'PX', ttl)
 end
 
 -- Refused for want of a right, it harms nobody: polls carry the protocol then.
@@ -78,8 +79,8 @@ local function promote(L, F, Q, H, last, me, exact)
     seen, n = seen + (live or #heads), BATCH
     if live then
       local owner = heads[live]
-      local a, z = block(last or tonumber(call('GET', F) or '0'), tonumber(size))
-      put(L, F, owner, process, a, z, tonumber(ttl), metadata)
+      local a, z = block(last or tonumber(call('GET', F) or '0'), size)
+      put(L, F, 'dl1:' .. owner .. ':' .. process .. ':', a, z, tonumber(ttl), metadata)
       if owner == me then return 'mine', a, z, tonumber(ttl), waiting end
       tell(process, 'g:' .. owner .. ':' .. fmt(us) .. ':' .. fmt(a) .. ':' .. fmt(z) .. ':' .. ttl .. ':' .. waiting .. ':' .. L)
       return 'other'

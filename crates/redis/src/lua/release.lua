@@ -10,7 +10,7 @@ local mine = v and string.sub(v, 1, 37) == 'dl1:' .. owner .. ':'
 if mine and ARGV[4] == '0' and call('EXISTS', Q) == 0 then
   -- The common case, before any function is defined.
   call('DEL', L)
-  local holder, z = string.match(v, '^(%x+):%d+:(%d+):', 38)
+  local holder, z = string.sub(v, 38, 69), string.match(v, '^%d+:(%d+):', 71)
   if used == '0' then used = z end
   -- The rest of a block goes back, or the counter outruns the clock.
   if used ~= z or ARGV[6] == '1' then call('SET', F, used, 'PX', 3600000) end
