@@ -28,11 +28,14 @@ end
 local H, owner, process, ttl = KEYS[4], string.sub(ARGV[1], 5, 36), string.sub(ARGV[1], 38, 69), tonumber(ARGV[2])
 local state, a, z, has, waiting = stand(L, F, Q, H, v, owner, ARGV[7], ARGV[9])
 if state == 'held' then
-  if v and string.sub(v, 1, 70) ~= ARGV[1] then
-    -- Resumed by another process: what is to be told of the lock is told there from now on.
-    local left = call('PTTL', L)
-    call('PEXPIRE', L, left)
-    call('SET', L, ARGV[1] .. string.sub(v, 71), 'PX', left)
+  if v then
+    -- Asked again, perhaps by another process that resumes it: with its words, and told there what is to be told from now on.
+    local value = ARGV[1] .. fmt(a) .. ':' .. fmt(z) .. ':' .. fmt(math.max(has, ttl)) .. ':' .. ARGV[5]
+    if value ~= v then
+      has = math.max(has, ttl)
+      call('PEXPIRE', L, has)
+      call('SET', L, value, 'PX', has)
+    end
   end
   return {'held', us, a, z, has, waiting}
 end
