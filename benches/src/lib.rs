@@ -1,6 +1,8 @@
 //! What the benchmarks share: times, percentiles, tables, and the raw driver as the floor.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+pub mod raw;
+
 use std::{env, future::Future, time::Duration};
 
 use tokio::time::Instant;
