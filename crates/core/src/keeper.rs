@@ -56,26 +56,18 @@ impl Keeper {
 
     /// Puts a claim where it belongs in time, after each change of its state.
     pub(crate) fn place(&self, claim: &Claim) {
-        let urgent = {
-            let mut table = self.0.table();
-            table.place(claim) && table.wakes(self)
-        };
-        if urgent {
-            self.0.changed.notify_one();
+        let mut table = self.0.table();
+        if table.place(claim) {
+            self.wake(table);
         }
     }
 
     /// Polls a call to its end that nobody waits for any more.
     pub(crate) fn adopt(&self, job: BoxFuture<()>) {
-        let urgent = {
-            let mut table = self.0.table();
-            table.jobs.push(job);
-            table.outstanding += 1;
-            table.wakes(self)
-        };
-        if urgent {
-            self.0.changed.notify_one();
-        }
+        let mut table = self.0.table();
+        table.jobs.push(job);
+        table.outstanding += 1;
+        self.wake(table);
     }
 
     /// Gives back what a claim has at the store, in the background: again and again while that may help and `until` is not over. The turn
@@ -112,14 +104,9 @@ impl Keeper {
         let event = end.lost_event(Instant::now());
         end.settle();
         if let Some(event) = event.filter(|_| self.0.observer.is_some()) {
-            let urgent = {
-                let mut table = self.0.table();
-                table.events.push((claim.key().clone(), event));
-                table.wakes(self)
-            };
-            if urgent {
-                self.0.changed.notify_one();
-            }
+            let mut table = self.0.table();
+            table.events.push((claim.key().clone(), event));
+            self.wake(table);
         }
     }
 
@@ -158,12 +145,22 @@ impl Keeper {
         let mut idle = pin!(self.0.idle.notified());
         loop {
             idle.as_mut().enable();
-            if self.0.table().outstanding == 0 {
+            if self.is_done() {
                 return;
             }
             idle.as_mut().await;
             idle.set(self.0.idle.notified());
         }
+    }
+
+    /// Whether nothing is under way. Else sees to it that it goes on: the task's runtime may be gone, what it left is done in this one.
+    fn is_done(&self) -> bool {
+        let table = self.0.table();
+        let done = table.outstanding == 0;
+        if !done {
+            self.wake(table);
+        }
+        done
     }
 
     /// Nobody is left: the task ends when the last job is done. What no task will ever do is dropped.
@@ -176,22 +173,23 @@ impl Keeper {
         self.0.changed.notify_one();
     }
 
+    /// Wakes the task; starts it where there is none.
+    fn wake(&self, mut table: MutexGuard<'_, Table>) {
+        if table.running {
+            drop(table);
+            self.0.changed.notify_one();
+        } else if let Ok(handle) = Handle::try_current() {
+            table.running = true;
+            // A runtime that has ended drops the task at once, which then looks into the table.
+            drop(table);
+            handle.spawn(tend(Running { shared: Arc::clone(&self.0), ended: false }));
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn census(&self) -> (usize, usize) {
         let table = self.0.table();
         (table.len(), table.outstanding)
-    }
-}
-
-impl Table {
-    /// Whether the task has to be woken; starts it where there is none.
-    fn wakes(&mut self, keeper: &Keeper) -> bool {
-        if !self.running {
-            let Ok(handle) = Handle::try_current() else { return false };
-            self.running = true;
-            handle.spawn(tend(Running { shared: Arc::clone(&keeper.0), ended: false }));
-        }
-        true
     }
 }
 
