@@ -391,8 +391,14 @@ impl Giving {
     /// Sends the request at once, where that can be done.
     fn nudge(&mut self) {
         let Some(call) = &mut self.call else { return };
-        if let Some(answer) = nudge(call) {
-            self.answered(&answer);
+        match nudge(call) {
+            Ok(Poll::Ready(answer)) => self.answered(&answer),
+            Ok(Poll::Pending) => {}
+            Err(()) => {
+                self.call = None;
+                let (claim, turn) = (self.claim.clone(), self.turn.take());
+                self.keeper.give_back(claim, turn, self.until, None);
+            }
         }
     }
 

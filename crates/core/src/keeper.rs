@@ -8,13 +8,14 @@ mod table;
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     runtime::Handle,
     sync::Notify,
@@ -127,7 +128,8 @@ impl Keeper {
 
     pub(crate) fn observe(&self, key: &Key, event: &Event) {
         if let Some(observer) = &self.0.observer {
-            observer.event(key, event);
+            // A panic of the observer is told by the panic hook, and is nobody else's matter.
+            let _ = catch_unwind(AssertUnwindSafe(|| observer.event(key, event)));
         }
     }
 
@@ -219,7 +221,7 @@ impl Drop for Running {
 
 async fn tend(mut running: Running) {
     let shared = Arc::clone(&running.shared);
-    let mut jobs: FuturesUnordered<BoxFuture<()>> = FuturesUnordered::new();
+    let mut jobs = FuturesUnordered::new();
     loop {
         let now = Instant::now();
         let round = shared.table().collect(now, jobs.is_empty());
@@ -227,16 +229,19 @@ async fn tend(mut running: Running) {
             running.ended = true;
             return;
         };
-        jobs.extend(shared.carry_out(round.work));
+        // A store that panics ends its own job only.
+        let new = shared.carry_out(round.work).into_iter();
+        jobs.extend(new.map(|job| AssertUnwindSafe(job).catch_unwind()));
         let timer = time::sleep_until(wake_at.min(now + FAR));
         tokio::select! {
             biased;
-            () = shared.changed.notified() => {}
-            Some(()) = jobs.next(), if !jobs.is_empty() => {
+            Some(_) = jobs.next(), if !jobs.is_empty() => {
                 if shared.table().done() {
                     shared.idle.notify_waiters();
                 }
             }
+            // After the jobs: they must not starve where others change the table again and again.
+            () = shared.changed.notified() => {}
             () = timer => {}
         }
     }
@@ -280,13 +285,11 @@ impl<T: Send + 'static> Drop for Call<T> {
     }
 }
 
-/// Polls a call once, so that its request leaves at once, where that can be done.
-pub(crate) fn nudge<T>(future: &mut BoxFuture<T>) -> Option<T> {
+/// Polls a call once, so that its request leaves at once, where that can be done. `Err`: it panicked, as it does where the runtime has ended.
+pub(crate) fn nudge<T>(future: &mut BoxFuture<T>) -> Result<Poll<T>, ()> {
     if Handle::try_current().is_err() || std::thread::panicking() {
-        return None;
+        return Ok(Poll::Pending);
     }
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
-    }
+    let mut cx = Context::from_waker(Waker::noop());
+    catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx))).map_err(drop)
 }

@@ -2,11 +2,22 @@
 
 mod support;
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
-use distlock_core::Client;
-use support::Bent;
-use tokio::runtime::{Builder, Runtime};
+use distlock_core::{Client, Event, Key};
+use support::{Bent, never};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::{self, sleep},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -49,6 +60,22 @@ fn a_guard_that_is_dropped_in_a_runtime_that_has_ended_does_not_hang() {
 }
 
 #[test]
+fn a_guard_that_is_dropped_in_a_runtime_that_has_ended_does_not_panic() {
+    hangs_not(|| {
+        let ended = runtime();
+        let client = Client::new(Bent::new().release(|_, _, _| async move {
+            sleep(SECOND / 1000).await;
+            Ok(true)
+        }));
+        let guard = ended.block_on(client.mutex("k").lock()).unwrap();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let _inside = handle.enter();
+        drop(guard);
+    });
+}
+
+#[test]
 fn a_shutdown_finishes_what_was_left_without_a_runtime() {
     hangs_not(|| {
         let ended = runtime();
@@ -80,4 +107,55 @@ fn a_shutdown_goes_on_when_the_runtime_of_the_keeper_ends() {
         assert!(bent.store.is_empty());
         ending.join().unwrap();
     });
+}
+
+#[test]
+fn a_renewal_that_ended_with_its_runtime_is_made_again() {
+    hangs_not(|| {
+        let bent = Bent::new().renew(|store, renewals, nth| async move {
+            if nth == 0 {
+                return never().await;
+            }
+            distlock_core::Backend::renew(&store, &renewals).await
+        });
+        let client = Client::new(bent.clone());
+        let mutex = client.mutex("k").ttl(3 * SECOND);
+        let ended = runtime();
+        let guard = ended.block_on(async {
+            let guard = mutex.lock().await.unwrap();
+            while bent.calls()[1] == 0 {
+                sleep(SECOND / 100).await;
+            }
+            guard
+        });
+        drop(ended);
+        runtime().block_on(async {
+            let _another = client.mutex("another").lock().await.unwrap();
+            sleep(2 * SECOND + SECOND / 2).await;
+            assert!(guard.is_held());
+        });
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_observer_or_the_store_leaves_the_other_locks_alone() {
+    let panics = Arc::new(AtomicBool::new(false));
+    let on = Arc::clone(&panics);
+    let bent = Bent::new().renew(move |store, renewals, nth| async move {
+        assert!(nth != 2, "the store panics");
+        distlock_core::Backend::renew(&store, &renewals).await
+    });
+    let observer = move |key: &Key, _: &Event| {
+        assert!(key.as_str() != "a" || !on.load(Ordering::SeqCst), "the observer panics");
+    };
+    let client = Client::builder(bent.clone()).observer(observer).build().unwrap();
+    let ttl = 3 * SECOND;
+    let a = client.mutex("a").ttl(ttl).lock().await.unwrap();
+    let b = client.mutex("b").ttl(ttl).lock().await.unwrap();
+    panics.store(true, Ordering::SeqCst);
+    sleep(60 * SECOND).await;
+    assert!(a.is_held() && b.is_held(), "they are renewed all the same");
+    drop((a, b));
+    time::timeout(60 * SECOND, client.shutdown()).await.expect("hangs");
+    assert!(bent.store.is_empty());
 }

@@ -1,6 +1,6 @@
 //! What the keeper does in a round: ends what is over, renews what is due, tells what came of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration, vec};
 
 use tokio::time::Instant;
 
@@ -51,14 +51,31 @@ impl Shared {
             .iter()
             .map(|Due { claim, changed, .. }| Renewal { claim: claim.clone(), changed: *changed });
         let call = self.backend.start_renew(renewals.collect());
-        let backend = self.backend.clone();
-        Box::pin(async move {
-            let mut answers = call.await.into_iter();
-            for due in batch {
-                let answer = answers.next().unwrap_or_else(|| Err(unanswered(&backend)));
-                keeper.renewed(due, sent, answer);
-            }
-        })
+        let mut batch = Batch { keeper, sent, dues: batch.into_iter() };
+        Box::pin(async move { batch.answered(call.await) })
+    }
+}
+
+/// Renewals under way. What is dropped without an answer, with its runtime or by a panic of the store, has failed.
+struct Batch {
+    keeper: Keeper,
+    sent: Instant,
+    dues: vec::IntoIter<Due>,
+}
+
+impl Batch {
+    fn answered(&mut self, answers: Vec<Result<Standing, BackendError>>) {
+        let mut answers = answers.into_iter();
+        for due in self.dues.by_ref() {
+            let answer = answers.next().unwrap_or_else(|| Err(unanswered(&self.keeper.0.backend)));
+            self.keeper.renewed(due, self.sent, answer);
+        }
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.answered(Vec::new());
     }
 }
 
