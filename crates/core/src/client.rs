@@ -144,6 +144,8 @@ impl Client {
 
     /// Gives back everything that is still held, ends every waiter with [`Error::Closed`], and waits until the store was told.
     ///
+    /// A store that does not answer is waited for until what it was not told of ends by itself.
+    ///
     /// Guards that are still there are lost, with [`LossReason::Shutdown`](crate::LossReason::Shutdown). The client cannot be used again.
     ///
     /// # Cancel safety

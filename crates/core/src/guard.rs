@@ -196,7 +196,7 @@ impl Guard {
     pub async fn release(self) -> Result<Released, Error> {
         let held = match self.held.release() {
             Release::Done(held) => held,
-            Release::Giving(giving) => giving.await?,
+            Release::Giving(giving) => giving.answer().await?,
         };
         Ok(if held { Released::Released } else { Released::NotHeld })
     }

@@ -1,6 +1,8 @@
 //! A claim that is held, until it is given back: by its guard, to the next of this process, or to the store.
 
-use std::{future::Future, pin::Pin, sync::Arc, task::Context, task::Poll, time::Duration};
+use std::{
+    future::Future, future::poll_fn, pin::Pin, sync::Arc, task::Context, task::Poll, time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -388,6 +390,19 @@ pub(crate) struct Giving {
 }
 
 impl Giving {
+    /// Waits for the answer, no longer than the lock would have lasted.
+    pub(crate) async fn answer(mut self) -> Result<bool, BackendError> {
+        // A store that answers at once costs no timer.
+        let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut self).poll(cx))).await;
+        if let Poll::Ready(answer) = first {
+            return answer;
+        }
+        let (until, name) = (self.until, self.keeper.store_name());
+        let late =
+            || BackendError::transient(name, "gave no answer until the lock ended by itself");
+        tokio::time::timeout_at(until, self).await.unwrap_or_else(|_| Err(late()))
+    }
+
     /// Sends the request at once, where that can be done.
     fn nudge(&mut self) {
         let Some(call) = &mut self.call else { return };

@@ -10,7 +10,10 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -25,8 +28,8 @@ use tokio::{
 pub(crate) use self::table::Slot;
 use self::table::Table;
 use crate::{
-    AnyBackend, BackendError, Claim, Event, Key, LossReason, Observer, any::BoxFuture, line::Turn,
-    tenure::End,
+    AnyBackend, Backend as _, BackendError, Claim, Event, Key, LossReason, Observer,
+    any::BoxFuture, line::Turn, tenure::End,
 };
 
 /// A handle of the keeper.
@@ -39,9 +42,14 @@ struct Shared {
     table: Mutex<Table>,
     /// Something in the table wants the task's attention.
     changed: Notify,
-    /// The last job is done.
+    /// What a shutdown waits for.
+    owed: AtomicUsize,
+    /// Nothing is owed any more, or the task is gone.
     idle: Notify,
 }
+
+/// Something that a shutdown waits for.
+struct Owed(Arc<Shared>);
 
 impl Keeper {
     pub(crate) fn new(backend: AnyBackend, observer: Option<Arc<dyn Observer>>) -> Self {
@@ -51,6 +59,7 @@ impl Keeper {
             observer,
             table,
             changed: Notify::new(),
+            owed: AtomicUsize::new(0),
             idle: Notify::new(),
         }))
     }
@@ -67,12 +76,11 @@ impl Keeper {
     pub(crate) fn adopt(&self, job: BoxFuture<()>) {
         let mut table = self.0.table();
         table.jobs.push(job);
-        table.outstanding += 1;
         self.wake(table);
     }
 
     /// Gives back what a claim has at the store, in the background: again and again while that may help and `until` is not over. The turn
-    /// is passed on after the first answer.
+    /// is passed on after the first answer; when the store gives none until then, nobody waits for it any longer.
     pub(crate) fn give_back(
         &self,
         claim: Claim,
@@ -80,14 +88,23 @@ impl Keeper {
         until: Instant,
         call: Option<BoxFuture<Result<bool, BackendError>>>,
     ) {
+        let owed = Owed::new(&self.0);
         let shared = Arc::clone(&self.0);
         self.adopt(Box::pin(async move {
             let mut call = call.unwrap_or_else(|| shared.backend.start_release(claim.clone()));
-            let mut turn = turn;
+            let mut waited_for = Some((owed, turn));
             let mut pause = Duration::from_millis(16);
             loop {
-                let answer = call.await;
-                drop(turn.take());
+                let answer = match time::timeout_at(until, &mut call).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        waited_for = None;
+                        call.await
+                    }
+                };
+                if let Some((_, turn)) = &mut waited_for {
+                    drop(turn.take());
+                }
                 let again = matches!(&answer, Err(error) if error.is_transient());
                 if !again || Instant::now() + pause > until || shared.table().stopping {
                     return;
@@ -133,11 +150,15 @@ impl Keeper {
         }
     }
 
+    pub(crate) fn store_name(&self) -> &'static str {
+        self.0.backend.name()
+    }
+
     pub(crate) fn is_observed(&self) -> bool {
         self.0.observer.is_some()
     }
 
-    /// Ends every claim, and waits until all that was under way is done.
+    /// Ends every claim, and waits until the store was told, or would have ended by itself what it was not told of.
     pub(crate) async fn shut_down(&self) {
         let ended = self.0.table().conclude_all(LossReason::Shutdown);
         for (claim, end) in ended {
@@ -155,12 +176,11 @@ impl Keeper {
         }
     }
 
-    /// Whether nothing is under way. Else sees to it that it goes on: the task's runtime may be gone, what it left is done in this one.
+    /// Whether nothing is owed. Else sees to it that it goes on: the task's runtime may be gone, what it left is done in this one.
     fn is_done(&self) -> bool {
-        let table = self.0.table();
-        let done = table.outstanding == 0;
+        let done = self.0.owed.load(Ordering::Acquire) == 0;
         if !done {
-            self.wake(table);
+            self.wake(self.0.table());
         }
         done
     }
@@ -191,13 +211,28 @@ impl Keeper {
     #[cfg(test)]
     pub(crate) fn census(&self) -> (usize, usize) {
         let table = self.0.table();
-        (table.len(), table.outstanding)
+        (table.len(), self.0.owed.load(Ordering::Acquire))
     }
 }
 
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Owed {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.owed.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if self.0.owed.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
     }
 }
 
@@ -211,9 +246,7 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.ended {
-            let mut table = self.shared.table();
-            table.running = false;
-            table.outstanding = table.jobs.len();
+            self.shared.table().running = false;
         }
         self.shared.idle.notify_waiters();
     }
@@ -235,11 +268,7 @@ async fn tend(mut running: Running) {
         let timer = time::sleep_until(wake_at.min(now + FAR));
         tokio::select! {
             biased;
-            Some(_) = jobs.next(), if !jobs.is_empty() => {
-                if shared.table().done() {
-                    shared.idle.notify_waiters();
-                }
-            }
+            Some(_) = jobs.next(), if !jobs.is_empty() => {}
             // After the jobs: they must not starve where others change the table again and again.
             () = shared.changed.notified() => {}
             () = timer => {}

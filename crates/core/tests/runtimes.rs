@@ -159,3 +159,42 @@ async fn a_panic_of_the_observer_or_the_store_leaves_the_other_locks_alone() {
     time::timeout(60 * SECOND, client.shutdown()).await.expect("hangs");
     assert!(bent.store.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_keeps_nobody_longer_than_the_lock_would_have_lasted() {
+    let bent = Bent::new().release(|_, _, _| never());
+    let client = Client::new(bent);
+    let mutex = client.mutex("k").ttl(10 * SECOND);
+    let error = time::timeout(11 * SECOND, mutex.lock().await.unwrap().release()).await;
+    assert!(error.expect("hangs").unwrap_err().is_transient());
+    let waited = time::timeout(11 * SECOND, mutex.lock()).await;
+    drop(waited.expect("the turn is not passed on").unwrap());
+    time::timeout(11 * SECOND, client.shutdown()).await.expect("the shutdown hangs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_a_store_does_not_answer_for_keeps_nobody_longer_than_it_would_have_lasted() {
+    let bent = Bent::new().acquire(|store, claim, nth| async move {
+        if nth == 0 {
+            return never().await;
+        }
+        distlock_core::Backend::acquire(&store, &claim).await
+    });
+    let client = Client::new(bent);
+    let mutex = client.mutex("k").ttl(10 * SECOND);
+    time::timeout(SECOND, mutex.lock()).await.unwrap_err();
+    let next = time::timeout(11 * SECOND, mutex.lock()).await;
+    drop(next.expect("the turn is not passed on").unwrap());
+    time::timeout(11 * SECOND, client.shutdown()).await.expect("the shutdown hangs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_a_store_does_not_answer_does_not_hold_up_a_shutdown() {
+    let bent = Bent::new().renew(|_, _, _| never());
+    let client = Client::new(bent.clone());
+    let guard = client.mutex("k").ttl(10 * SECOND).lock().await.unwrap();
+    sleep(5 * SECOND).await;
+    time::timeout(SECOND, client.shutdown()).await.expect("the shutdown hangs");
+    assert!(!guard.is_held());
+    assert!(bent.store.is_empty());
+}

@@ -38,7 +38,6 @@ impl Shared {
         let mut renewals = work.renewals.into_iter().peekable();
         while renewals.peek().is_some() {
             let batch: Vec<Due> = renewals.by_ref().take(BATCH).collect();
-            self.table().outstanding += 1;
             jobs.push(self.renew(batch));
         }
         jobs
@@ -67,7 +66,8 @@ impl Batch {
     fn answered(&mut self, answers: Vec<Result<Standing, BackendError>>) {
         let mut answers = answers.into_iter();
         for due in self.dues.by_ref() {
-            let answer = answers.next().unwrap_or_else(|| Err(unanswered(&self.keeper.0.backend)));
+            let answer =
+                answers.next().unwrap_or_else(|| Err(unanswered(self.keeper.store_name())));
             self.keeper.renewed(due, self.sent, answer);
         }
     }
@@ -184,9 +184,8 @@ impl Claim {
     }
 }
 
-fn unanswered(backend: &crate::AnyBackend) -> BackendError {
-    use crate::Backend as _;
-    BackendError::transient(backend.name(), "gave fewer answers than there were renewals")
+fn unanswered(store: &'static str) -> BackendError {
+    BackendError::transient(store, "gave fewer answers than there were renewals")
 }
 
 #[cfg(test)]

@@ -27,8 +27,6 @@ pub(super) struct Table {
     pub(super) running: bool,
     pub(super) stopping: bool,
     pub(super) jobs: Vec<BoxFuture<()>>,
-    /// Jobs that are not done yet, taken up or not.
-    pub(super) outstanding: usize,
     pub(super) events: Vec<(Key, Event)>,
 }
 
@@ -124,12 +122,6 @@ impl Table {
             .filter_map(|slot| self.due.remove(slot))
             .inspect(|claim| claim.state().slot = None)
             .collect()
-    }
-
-    /// A job is done. `true`: it was the last.
-    pub(super) fn done(&mut self) -> bool {
-        self.outstanding = self.outstanding.saturating_sub(1);
-        self.outstanding == 0
     }
 
     /// Forgets everything. What is given back is to be dropped outside of the table's mutex.
