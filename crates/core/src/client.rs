@@ -152,9 +152,10 @@ impl Client {
     /// Dropping the future lets the releases finish in the background.
     pub async fn shutdown(&self) {
         self.inner.closing.close();
+        self.inner.keeper.end_all();
         // Waiters that are woken now give up their places before the store is waited for.
         tokio::task::yield_now().await;
-        self.inner.keeper.shut_down().await;
+        self.inner.keeper.finish().await;
     }
 
     /// The process-wide client, if [`set_global`](Self::set_global) was called.

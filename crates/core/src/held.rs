@@ -61,6 +61,14 @@ impl Held {
                 Phase::Held(Tenure::new(lease, since, deadline, now, ttl, turn.take(), policy));
         }
         client.keeper.place(claim);
+        if client.check_open().is_err() {
+            // Whether the shutdown has seen it in the keeper's table or not, it is over.
+            if let Some(mut end) = claim.conclude(LossReason::Shutdown) {
+                *turn = end.take_turn();
+                end.settle();
+            }
+            return Err(LossReason::Shutdown);
+        }
         Ok(Self {
             claim: claim.clone(),
             token: lease.token(),

@@ -158,13 +158,17 @@ impl Keeper {
         self.0.observer.is_some()
     }
 
-    /// Ends every claim, and waits until the store was told, or would have ended by itself what it was not told of.
-    pub(crate) async fn shut_down(&self) {
+    /// Ends every claim for a shutdown.
+    pub(crate) fn end_all(&self) {
         let ended = self.0.table().conclude_all(LossReason::Shutdown);
         for (claim, end) in ended {
             self.lost(&claim, end);
         }
         self.0.table().stopping = true;
+    }
+
+    /// Waits until the store was told, or would have ended by itself what it was not told of.
+    pub(crate) async fn finish(&self) {
         let mut idle = pin!(self.0.idle.notified());
         loop {
             idle.as_mut().enable();

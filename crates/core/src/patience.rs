@@ -110,6 +110,7 @@ impl Patience {
         error: BackendError,
         stood_in_line: bool,
     ) -> Result<(), Error> {
+        self.closing.check()?;
         if !error.is_transient() {
             return Err(error.into());
         }

@@ -1,0 +1,52 @@
+//! The end of a client: what it holds is given back, who waits is told, and nothing comes after it.
+
+mod support;
+
+use std::time::Duration;
+
+use distlock_core::{Backend as _, Client, Error};
+use distlock_memory::MemoryBackend;
+use futures_util::FutureExt as _;
+use support::Bent;
+use tokio::{task::yield_now, time::sleep};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_comes_with_the_shutdown_is_given_back() {
+    // Answers as soon as the client is shut down, and before the one who asked looks at anything else.
+    let (tx, _) = tokio::sync::broadcast::channel(1);
+    let answers = tx.clone();
+    let bent = Bent::new().acquire(move |store, claim, _| {
+        let mut answers = answers.subscribe();
+        async move {
+            answers.recv().await.unwrap();
+            store.acquire(&claim).await
+        }
+    });
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k");
+    let waiting = tokio::spawn(async move { mutex.lock().await });
+    yield_now().await;
+    let mut shutdown = Box::pin(client.shutdown());
+    // The shutdown ends all that is held, then the answer comes.
+    let _ = (shutdown.as_mut().now_or_never(), shutdown.as_mut().now_or_never());
+    tx.send(()).unwrap();
+    let got = waiting.await.unwrap();
+    assert!(matches!(got, Err(Error::Closed)), "{got:?}");
+    sleep(SECOND).await;
+    assert!(bent.store.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_is_dropped_at_once_gives_back_all_the_same() {
+    let store = MemoryBackend::new();
+    let client = Client::new(store.clone());
+    let guard = client.mutex("k").lock().await.unwrap();
+    let mut shutdown = Box::pin(client.shutdown());
+    assert!(shutdown.as_mut().now_or_never().is_none());
+    drop(shutdown);
+    sleep(SECOND).await;
+    assert!(!guard.is_held());
+    assert!(store.is_empty());
+}
