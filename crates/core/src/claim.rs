@@ -296,7 +296,12 @@ impl State {
     pub(crate) fn conclude(&mut self, reason: LossReason) -> Option<End> {
         let token = match &self.phase {
             Phase::Over { .. } => return None,
-            Phase::Held(tenure) => tenure.token,
+            Phase::Held(tenure) => {
+                if !tenure.min_hold.is_zero() {
+                    self.terms.rest = tenure.rest(Instant::now());
+                }
+                tenure.token
+            }
             Phase::Granted { .. } | Phase::Waiting { .. } => FencingToken::NONE,
         };
         let phase = mem::replace(&mut self.phase, Phase::Over { reason, token });

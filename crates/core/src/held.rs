@@ -24,7 +24,6 @@ pub(crate) struct Held {
     claim: Claim,
     token: FencingToken,
     client: Arc<Inner>,
-    min_hold: Duration,
     /// It counts among the locks of the client.
     pub(crate) seated: bool,
     /// Somebody else has it now, or it was given back.
@@ -73,21 +72,20 @@ impl Held {
             claim: claim.clone(),
             token: lease.token(),
             client: Arc::clone(client),
-            min_hold: policy.min_hold,
             seated: false,
             done: false,
         })
     }
 
     /// Makes a lease that was handed on inside the process one's own: with one's own limits, ttl and metadata.
-    pub(crate) async fn inherit(&mut self, terms: &Terms, policy: Policy) -> Result<(), Error> {
-        self.min_hold = policy.min_hold;
+    pub(crate) async fn inherit(&self, terms: &Terms, policy: Policy) -> Result<(), Error> {
         let same = {
             let mut state = self.claim.state();
             let same = state.terms.ttl == terms.ttl && state.terms.metadata == terms.metadata;
             match &mut state.phase {
                 Phase::Held(tenure) if tenure.token == self.token => {
                     tenure.renew_at = policy.renew_at;
+                    tenure.min_hold = policy.min_hold;
                     tenure.max_hold = policy.max_hold.and_then(|max| tenure.since.checked_add(max));
                     same
                 }
@@ -286,7 +284,6 @@ impl Held {
             };
             let reason =
                 if tenure.deadline <= now { LossReason::Expired } else { LossReason::Released };
-            state.terms.rest = (tenure.since + self.min_hold).saturating_duration_since(now);
             let Some(end) = state.conclude(reason) else { return Release::Done(false) };
             end
         };
@@ -322,7 +319,7 @@ impl Held {
             && !state.terms.unconfirmed
             && now + ttl / 2 <= tenure.deadline + lease::margin(ttl)
             && (!state.contended || tenure.passes < self.client.cohort_limit)
-            && tenure.since + self.min_hold <= now
+            && tenure.rest(now).is_zero()
     }
 
     /// Hands the lease to the next of this process who waits for it.
@@ -340,7 +337,7 @@ impl Held {
                 };
                 tenure.token = token;
                 tenure.since = now;
-                tenure.max_hold = None;
+                (tenure.min_hold, tenure.max_hold) = (Duration::ZERO, None);
                 tenure.passes += u32::from(state.contended);
                 self.token = token;
                 tenure.lost.take()
@@ -352,7 +349,6 @@ impl Held {
                 claim: self.claim.clone(),
                 token: self.token,
                 client: Arc::clone(&self.client),
-                min_hold: Duration::ZERO,
                 seated: false,
                 done: false,
             };

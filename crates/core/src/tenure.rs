@@ -25,6 +25,8 @@ pub(crate) struct Tenure {
     renew_due: Instant,
     /// A renewal is under way.
     pub(crate) renewing: bool,
+    /// How long the present guard keeps it taken at least.
+    pub(crate) min_hold: Duration,
     /// When the present guard has held it for as long as allowed.
     pub(crate) max_hold: Option<Instant>,
     /// Told when the present guard has it no more. Made for who asks.
@@ -55,6 +57,7 @@ impl Tenure {
             renew_at: policy.renew_at,
             renew_due: now,
             renewing: false,
+            min_hold: policy.min_hold,
             max_hold: policy.max_hold.and_then(|max| now.checked_add(max)),
             lost: None,
             turn,
@@ -115,6 +118,11 @@ impl Tenure {
     pub(crate) fn extend(&mut self, sent: Instant, ttl: Duration) {
         self.deadline = self.deadline.max(lease::deadline(sent, ttl));
         self.plan_renewal(sent, ttl);
+    }
+
+    /// For how long it is to stay taken yet, should it end now.
+    pub(crate) fn rest(&self, now: Instant) -> Duration {
+        self.min_hold.saturating_sub(now.saturating_duration_since(self.since))
     }
 
     /// The token for the next guard inside this process, if one is left.

@@ -8,7 +8,10 @@ use distlock_core::{Backend as _, Client, Error};
 use distlock_memory::MemoryBackend;
 use futures_util::FutureExt as _;
 use support::Bent;
-use tokio::{task::yield_now, time::sleep};
+use tokio::{
+    task::yield_now,
+    time::{self, sleep},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -49,4 +52,15 @@ async fn a_shutdown_that_is_dropped_at_once_gives_back_all_the_same() {
     sleep(SECOND).await;
     assert!(!guard.is_held());
     assert!(store.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_leaves_the_rest_of_a_minimal_hold() {
+    let store = MemoryBackend::new();
+    let (client, other) = (Client::new(store.clone()), Client::new(store));
+    let _guard = client.mutex("k").min_hold(10 * SECOND).lock().await.unwrap();
+    time::timeout(SECOND, client.shutdown()).await.unwrap();
+    assert!(other.mutex("k").try_lock().await.unwrap().is_none(), "it stays taken for 10 s");
+    sleep(11 * SECOND).await;
+    assert!(other.mutex("k").try_lock().await.unwrap().is_some());
 }
