@@ -44,9 +44,13 @@ fn path_rule(
     }
 }
 
-/// Dependencies are declared once, in the root.
+/// Dependencies are declared once, in the root; save a path without a version, which a crate needs whose tests use what depends on it: cargo
+/// leaves it out of a published manifest.
 fn inherited(path: &Path, manifest: &Manifest) -> Vec<Finding> {
-    let own = manifest.dependencies().filter(|entry| !entry.value.contains("workspace = true"));
+    let own = manifest.dependencies().filter(|entry| {
+        let for_tests = entry.field("path").is_some() && entry.field("version").is_none();
+        !for_tests && !entry.value.contains("workspace = true")
+    });
     own.map(|entry| Finding {
         path: path.to_owned(),
         line: entry.line,
@@ -91,5 +95,7 @@ mod tests {
         let manifest = Manifest::parse("[dependencies]\na.workspace = true\nb = \"1\"\n");
         let findings = inherited(Path::new("Cargo.toml"), &manifest);
         assert_eq!(findings.iter().map(|finding| finding.line).collect::<Vec<_>>(), [3]);
+        let manifest = Manifest::parse("[dev-dependencies]\na = { path = \"../a\" }\n");
+        assert!(inherited(Path::new("Cargo.toml"), &manifest).is_empty());
     }
 }

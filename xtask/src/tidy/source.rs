@@ -26,7 +26,8 @@ pub(super) fn check(path: &Path, text: &str) -> Vec<Finding> {
     if MAX_LINES < lines.len() {
         find(MAX_LINES + 1, format!("{} lines, {MAX_LINES} are enough", lines.len()));
     }
-    if !text.starts_with("//! ") {
+    let says_why = text.starts_with("//! ") || text.starts_with("#![doc = include_str!(");
+    if !says_why {
         find(1, "the first line must say with `//!` what the file is for".to_owned());
     }
     for (index, line) in lines.iter().enumerate() {
