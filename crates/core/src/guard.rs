@@ -125,9 +125,11 @@ impl Guard {
     }
 
     /// A token that is canceled when the lock is lost, released or dropped: a tree of tasks under it ends with the lock.
+    ///
+    /// Each call gives another one: who cancels it himself cancels nothing else.
     #[must_use]
     pub fn lost_token(&self) -> CancellationToken {
-        self.held.lost_token()
+        self.held.lost_token().child_token()
     }
 
     /// How long the store would keep the lock without another renewal; zero when it has it no more. Asks the store.

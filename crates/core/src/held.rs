@@ -79,6 +79,8 @@ impl Held {
 
     /// Makes a lease that was handed on inside the process one's own: with one's own limits, ttl and metadata.
     pub(crate) async fn inherit(&self, terms: &Terms, policy: Policy) -> Result<(), Error> {
+        // It may have ended on its way.
+        self.check().map_err(|reason| self.lost(reason))?;
         let same = {
             let mut state = self.claim.state();
             let same = state.terms.ttl == terms.ttl && state.terms.metadata == terms.metadata;

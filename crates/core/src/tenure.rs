@@ -47,11 +47,11 @@ impl Tenure {
         turn: Option<Turn>,
         policy: Policy,
     ) -> Self {
-        let last = FencingToken::new(lease.token().as_u64() + u64::from(lease.spare()));
+        let last = lease.token().as_u64().saturating_add(u64::from(lease.spare()));
         let mut tenure = Self {
             granted: lease.token(),
             token: lease.token(),
-            last,
+            last: FencingToken::new(last),
             deadline,
             since: now,
             renew_at: policy.renew_at,
