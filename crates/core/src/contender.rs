@@ -151,7 +151,7 @@ impl Contender {
 
     async fn inherit(&mut self, mut held: Held) -> Result<Held, Error> {
         let terms = Terms::new(self.ask.ttl, Arc::clone(&self.ask.metadata));
-        held.inherit(&terms, self.ask.policy).await?;
+        self.patience.bound(held.inherit(&terms, self.ask.policy)).await??;
         held.seated = std::mem::take(&mut self.seated);
         self.acquired(held.token());
         Ok(held)
@@ -251,7 +251,7 @@ impl Contender {
         }
         bid.call = Some(call);
         let useful = lease::deadline(sent, self.ask.ttl);
-        let end = self.patience.until().filter(|_| queue).map_or(useful, |until| until.min(useful));
+        let end = self.patience.limit().map_or(useful, |until| until.min(useful));
         let Self { bid: Some(bid), patience, client, .. } = self else { return Err(Error::Closed) };
         let call = &mut bid.call;
         let answer = poll_fn(|cx| {

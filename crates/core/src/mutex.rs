@@ -284,7 +284,7 @@ impl Mutex {
         let mut patience = Patience::new(Some(Arc::new(strategy)), started, until, closing);
         let mut first: Option<Vec<(Option<Owner>, Option<FencingToken>)>> = None;
         loop {
-            let holders = self.client.backend.inspect(&key).await?.holders;
+            let holders = patience.bound(self.client.backend.inspect(&key)).await??.holders;
             let names: Vec<_> = holders.iter().map(|holder| (holder.owner, holder.token)).collect();
             let before = first.get_or_insert_with(|| names.clone());
             if !before.iter().any(|name| names.contains(name)) {

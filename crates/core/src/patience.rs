@@ -9,6 +9,9 @@ use crate::{BackendError, Error, RetryStrategy, closing::Closing, retry};
 /// How long a store that stops answering is put up with by one who already stood in line, without a strategy that says otherwise.
 const OUTAGE: Duration = Duration::from_secs(30);
 
+/// What a delay of nothing is taken for: whoever asks again and again leaves time for others.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// The patience of one call of `lock`.
 pub(crate) struct Patience {
     strategy: Option<Arc<dyn RetryStrategy>>,
@@ -48,8 +51,7 @@ impl Patience {
 
     /// Lets a time pass before the first attempt.
     pub(crate) async fn delay(&mut self, delay: Duration) -> Result<(), Error> {
-        let end = Instant::now().checked_add(delay);
-        let end = self.until.map_or(end, |until| end.map(|end| end.min(until)));
+        let end = self.sooner(Instant::now().checked_add(delay));
         tokio::select! {
             biased;
             () = self.closing.closed() => Err(Error::Closed),
@@ -71,10 +73,7 @@ impl Patience {
                 let delay = self.next_delay().ok_or_else(|| self.exhausted())?;
                 self.tick = Instant::now().checked_add(delay);
             }
-            let wake = match (self.tick, self.until) {
-                (Some(tick), Some(until)) => Some(tick.min(until)),
-                (tick, until) => tick.or(until),
-            };
+            let wake = self.sooner(self.tick);
             tokio::select! {
                 biased;
                 value = &mut something => return Ok(value),
@@ -82,7 +81,7 @@ impl Patience {
                 () = sleep_until(wake) => {
                     self.check_time()?;
                     self.tick = None;
-                    self.attempts += 1;
+                    self.attempts = self.attempts.saturating_add(1);
                 }
             }
         }
@@ -92,11 +91,10 @@ impl Patience {
     pub(crate) async fn pause(&mut self, hint: Option<Duration>) -> Result<(), Error> {
         self.check_time()?;
         let delay = self.next_delay().ok_or_else(|| self.exhausted())?;
-        let delay = hint.map_or(delay, |hint| delay.min(hint.max(Duration::from_millis(1))));
+        let delay = hint.map_or(delay, |hint| delay.min(hint.max(SHORTEST)));
         self.tick = None;
-        self.attempts += 1;
-        let wake = Instant::now().checked_add(delay);
-        let wake = self.until.map_or(wake, |until| wake.map(|wake| wake.min(until)));
+        self.attempts = self.attempts.saturating_add(1);
+        let wake = self.sooner(Instant::now().checked_add(delay));
         tokio::select! {
             biased;
             () = self.closing.closed() => Err(Error::Closed),
@@ -142,8 +140,19 @@ impl Patience {
         &self.closing
     }
 
-    pub(crate) const fn until(&self) -> Option<Instant> {
-        self.until
+    /// Until when an exchange with the store may last. Who has no time at all may wait for one answer.
+    pub(crate) fn limit(&self) -> Option<Instant> {
+        self.until.filter(|until| self.started < *until)
+    }
+
+    /// Waits for an exchange with the store, as long as the time allows.
+    pub(crate) async fn bound<T>(&mut self, exchange: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            value = exchange => Ok(value),
+            () = self.closing.closed() => Err(Error::Closed),
+            () = sleep_until(self.limit()) => Err(Error::Timeout { waited: self.waited() }),
+        }
     }
 
     fn next_delay(&mut self) -> Option<Duration> {
@@ -152,7 +161,12 @@ impl Patience {
             Some(strategy) => strategy.delays(),
             None => retry::polling().delays(),
         });
-        delays.next()
+        delays.next().map(|delay| delay.max(SHORTEST))
+    }
+
+    /// This time or the end of all waiting, whichever comes first.
+    fn sooner(&self, time: Option<Instant>) -> Option<Instant> {
+        time.into_iter().chain(self.until).min()
     }
 
     fn exhausted(&self) -> Error {

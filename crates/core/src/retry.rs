@@ -147,7 +147,8 @@ pub(crate) fn polling() -> impl RetryStrategy {
 /// Somewhere between two durations; the upper one where the operating system gives no random number.
 pub(crate) fn random_between(low: Duration, high: Duration) -> Duration {
     let Ok(random) = getrandom::u32() else { return high };
-    low + high.saturating_sub(low).mul_f64(f64::from(random) / f64::from(u32::MAX))
+    let span = high.saturating_sub(low).as_secs_f64() * f64::from(random) / f64::from(u32::MAX);
+    Duration::try_from_secs_f64(span).map_or(high, |span| low.saturating_add(span).min(high))
 }
 
 impl fmt::Debug for dyn RetryStrategy {
@@ -186,6 +187,13 @@ mod tests {
         let strategy = Linear::new(Duration::from_millis(1)).limit(2);
         assert_eq!(strategy.delays().count(), 2);
         assert_eq!(strategy.delays().count(), 2);
+    }
+
+    #[test]
+    fn the_longest_delay_can_be_jittered() {
+        let strategy = Linear::new(Duration::MAX).jitter();
+        assert!(strategy.delays().take(200).all(|delay| Duration::MAX / 2 <= delay));
+        assert!(random_between(Duration::MAX, Duration::MAX) == Duration::MAX);
     }
 
     #[test]
