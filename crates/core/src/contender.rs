@@ -38,6 +38,8 @@ pub(crate) struct Contender {
     bid: Option<Bid>,
     /// It stood in the store's line once: an outage of the store is borne for a while.
     stood_in_line: bool,
+    /// It was told of that it has to wait.
+    told: bool,
     /// It counts among the locks of the client, until what it got takes that over.
     seated: bool,
 }
@@ -69,6 +71,7 @@ impl Contender {
             turn: None,
             bid: None,
             stood_in_line: false,
+            told: false,
             seated: true,
         })
     }
@@ -85,28 +88,26 @@ impl Contender {
             self.turn = Some(turn);
         }
         loop {
-            let answer = match self.ask_store(false).await? {
-                Answer::Store(answer) => answer,
-                Answer::Settled(Ok((lease, since))) => match self.take(&lease, since) {
-                    Ok(held) => return Ok(Some(held)),
-                    Err(_) => continue,
-                },
-                Answer::Settled(Err(_)) => continue,
-            };
-            match answer {
-                Ok(Standing::Held(lease)) => {
-                    let since = self.anchor(&lease);
-                    match self.take(&lease, since) {
-                        Ok(held) => return Ok(Some(held)),
-                        Err(_) => self.patience.bear(self.too_late(), false).await?,
-                    }
-                }
-                Ok(Standing::Nothing { .. }) => {
+            let granted = match self.ask_store(false).await? {
+                Answer::Settled(granted) => granted,
+                Answer::Store(Ok(Standing::Held(lease))) => Ok((lease, self.anchor(&lease))),
+                Answer::Store(Ok(Standing::Nothing { .. })) => {
                     self.disengage();
                     return Ok(None);
                 }
-                Ok(Standing::Queued { .. }) => return Ok(None),
-                Err(error) => self.patience.bear(error, false).await?,
+                Answer::Store(Ok(Standing::Queued { .. })) => return Ok(None),
+                Answer::Store(Err(error)) => {
+                    self.patience.bear(error, false).await?;
+                    continue;
+                }
+            };
+            match granted.and_then(|(lease, since)| self.take(&lease, since)) {
+                Ok(held) => return Ok(Some(held)),
+                Err(reason) => {
+                    // An owner id that has come to its end is over.
+                    self.abandon(None);
+                    self.patience.bear(self.in_vain(reason), false).await?;
+                }
             }
         }
     }
@@ -143,7 +144,7 @@ impl Contender {
         match self.client.lines.enter(&self.ask.key, wants)? {
             Ok(turn) => Ok(Some(Entry::Turn(turn))),
             Err(ticket) => {
-                self.client.keeper.observe(&self.ask.key, &Event::Contended);
+                self.tell_contended();
                 self.patience.wait(ticket).await
             }
         }
@@ -159,7 +160,6 @@ impl Contender {
 
     /// Asks the store, and waits in its line or between attempts. `None`: what it had there is gone, and it has to begin anew.
     async fn contend(&mut self) -> Result<Option<Held>, Error> {
-        let mut told = false;
         let queue = self.patience.waits();
         loop {
             let answer = match self.ask_store(queue).await? {
@@ -171,17 +171,19 @@ impl Contender {
                     let since = self.anchor(&lease);
                     match self.take(&lease, since) {
                         Ok(held) => return Ok(Some(held)),
-                        Err(_) => self.patience.bear(self.too_late(), self.stood_in_line).await?,
+                        Err(reason) => {
+                            self.patience.bear(self.in_vain(reason), self.stood_in_line).await?;
+                        }
                     }
                 }
                 Ok(Standing::Nothing { retry_in }) => {
-                    self.tell_contended(&mut told);
+                    self.tell_contended();
                     self.disengage();
                     self.patience.relieve();
                     self.patience.pause(retry_in).await?;
                 }
                 Ok(Standing::Queued { recheck }) => {
-                    self.tell_contended(&mut told);
+                    self.tell_contended();
                     self.patience.relieve();
                     let settled = self.stand_in_line(recheck).await?;
                     return self.settle(settled).await;
@@ -211,6 +213,9 @@ impl Contender {
         &mut self,
         settled: Result<(Lease, Instant), LossReason>,
     ) -> Result<Option<Held>, Error> {
+        // One that comes and goes at once must not spin.
+        let brief =
+            self.bid.as_ref().is_some_and(|bid| bid.sent.elapsed() < Duration::from_millis(20));
         match settled {
             Ok((lease, since)) => {
                 if let Ok(held) = self.take(&lease, since) {
@@ -220,9 +225,7 @@ impl Contender {
             Err(LossReason::Shutdown) => return Err(Error::Closed),
             Err(_) => {}
         }
-        // An owner id whose place is gone is over; one that comes and goes at once must not spin.
-        let brief =
-            self.bid.as_ref().is_some_and(|bid| bid.sent.elapsed() < Duration::from_millis(20));
+        // An owner id whose place is gone is over.
         self.abandon(None);
         if brief {
             self.patience.pause(Some(Duration::from_millis(16))).await?;
@@ -317,8 +320,8 @@ impl Contender {
         }
     }
 
-    fn tell_contended(&self, told: &mut bool) {
-        if !std::mem::replace(told, true) {
+    fn tell_contended(&mut self) {
+        if !std::mem::replace(&mut self.told, true) {
             self.client.keeper.observe(&self.ask.key, &Event::Contended);
         }
     }
@@ -330,8 +333,12 @@ impl Contender {
         }
     }
 
-    fn too_late(&self) -> BackendError {
-        BackendError::transient(self.client.backend.name(), "granted the lock after its deadline")
+    fn in_vain(&self, reason: LossReason) -> BackendError {
+        let problem = match reason {
+            LossReason::Expired => "granted the lock after its deadline",
+            _ => "took the lock back in the moment of the grant",
+        };
+        BackendError::transient(self.client.backend.name(), problem)
     }
 
     /// The store has nothing of it.

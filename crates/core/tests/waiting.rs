@@ -2,9 +2,19 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use distlock_core::{Backend as _, Client, Error, Linear, NoRetry, Standing};
+use distlock_core::{
+    Backend as _, Client, Error, Event, FencingToken, Key, Lease, Linear, LossReason, NoRetry,
+    Standing,
+};
+use distlock_memory::MemoryBackend;
 use support::{Bent, never};
 use tokio::time::{self, Instant, sleep};
 
@@ -49,6 +59,36 @@ async fn delays_of_nothing_wait_in_line_for_as_long_as_it_takes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_that_ends_what_it_is_asked_for_is_not_asked_without_a_pause() {
+    let bent = Bent::new().acquire(|_, claim, _| async move {
+        claim.end(LossReason::Gone);
+        Ok(Standing::Nothing { retry_in: None })
+    });
+    let mutex = Client::new(bent.clone()).mutex("k");
+    let tried = time::timeout(10 * SECOND, mutex.try_lock()).await.expect("tries for ever");
+    assert!(tried.unwrap_err().is_transient());
+    let before = bent.calls()[0];
+    time::timeout(SECOND, mutex.lock()).await.unwrap_err();
+    assert!(bent.calls()[0] - before <= 100, "{} times in a second", bent.calls()[0] - before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_always_grants_too_late_is_not_asked_without_a_pause() {
+    let bent = Bent::new().acquire(|_, claim, _| async move {
+        let long_ago = Instant::now() - 1000 * SECOND;
+        claim.grant(Lease::new(FencingToken::new(7)).with_since(long_ago));
+        Ok(Standing::Queued { recheck: SECOND })
+    });
+    sleep(2000 * SECOND).await;
+    let mutex = Client::new(bent.clone()).mutex("k");
+    let tried = time::timeout(10 * SECOND, mutex.try_lock()).await.expect("tries for ever");
+    assert!(tried.unwrap_err().is_transient());
+    let before = bent.calls()[0];
+    time::timeout(SECOND, mutex.lock()).await.unwrap_err();
+    assert!(bent.calls()[0] - before <= 100, "{} times in a second", bent.calls()[0] - before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_limit_holds_whatever_the_store_does() {
     let started = Instant::now();
     // Whoever may not wait in line, but has a time.
@@ -67,4 +107,33 @@ async fn a_limit_holds_whatever_the_store_does() {
     let looked = time::timeout(60 * SECOND, mutex.wait_released(3 * SECOND)).await;
     assert!(matches!(looked.expect("waits for ever"), Err(Error::Timeout { .. })));
     assert!(started.elapsed() <= 10 * SECOND, "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_to_wait_is_told_of_once() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&told);
+    let observer = move |_: &Key, event: &Event| {
+        counted.fetch_add(usize::from(matches!(event, Event::Contended)), Ordering::SeqCst);
+    };
+    let store = MemoryBackend::new();
+    let held = Client::new(store.clone()).mutex("k").lock().await.unwrap();
+    let other = Client::new(store.clone()).mutex("k");
+    let client = Client::builder(store).cohort_limit(1).observer(observer).build().unwrap();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let mutex = client.mutex("k");
+            tokio::spawn(async move { mutex.lock().await.unwrap().release().await.unwrap() })
+        })
+        .collect();
+    sleep(SECOND).await;
+    // The other one comes between them, so that a turn inside the process is not the lock.
+    let between = tokio::spawn(async move { other.run(async |_| sleep(SECOND).await).await });
+    sleep(SECOND).await;
+    held.release().await.unwrap();
+    for waiter in waiting {
+        waiter.await.unwrap();
+    }
+    between.await.unwrap().unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), 3);
 }
