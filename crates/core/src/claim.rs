@@ -40,6 +40,8 @@ pub(crate) struct State {
     pub(crate) phase: Phase,
     /// Somebody of another process waits for what this claim holds.
     pub(crate) contended: bool,
+    /// Since when the store cannot say how its place stands.
+    pub(crate) unsure: Option<Instant>,
     /// Its place in the keeper's table.
     pub(crate) slot: Option<Slot>,
     waker: Option<Waker>,
@@ -59,14 +61,24 @@ pub(crate) struct Terms {
 
 /// Where a claim stands, as far as this process knows.
 pub(crate) enum Phase {
-    /// The store was asked, or the claim has a place in its line, which is to be renewed at `recheck`.
-    Waiting { recheck: Option<Instant>, renewing: bool },
+    /// The store was asked, or the claim has a place in its line.
+    Waiting(Place),
     /// The store granted it; nobody took the grant yet.
     Granted { lease: Lease, since: Instant },
     /// A guard has it.
     Held(Tenure),
     /// It is over. An owner id is never used again.
     Over { reason: LossReason, token: FencingToken },
+}
+
+/// A place in the store's line, if the claim has one yet.
+#[derive(Default)]
+pub(crate) struct Place {
+    /// When it is to be renewed; while that is under way, until when an answer is waited for.
+    pub(crate) recheck: Option<Instant>,
+    pub(crate) renewing: bool,
+    /// It is to be renewed once more as soon as the renewal under way is answered.
+    pub(crate) again: bool,
 }
 
 impl Claim {
@@ -84,8 +96,9 @@ impl Claim {
         terms: Terms,
         keeper: Option<Keeper>,
     ) -> Self {
-        let phase = Phase::Waiting { recheck: None, renewing: false };
-        let state = Mutex::new(State { terms, phase, contended: false, slot: None, waker: None });
+        let phase = Phase::Waiting(Place::default());
+        let (contended, unsure, slot, waker) = (false, None, None, None);
+        let state = Mutex::new(State { terms, phase, contended, unsure, slot, waker });
         Self(Arc::new(Inner { key, owner, mode, may_queue, keeper, state }))
     }
 
@@ -208,7 +221,8 @@ impl Claim {
     pub fn recheck(&self) {
         let now = Instant::now();
         match &mut self.state().phase {
-            Phase::Waiting { recheck: Some(recheck), .. } => *recheck = now,
+            Phase::Waiting(place) if place.renewing => place.again = true,
+            Phase::Waiting(Place { recheck: Some(recheck), .. }) => *recheck = now,
             Phase::Held(tenure) => tenure.renew_now(now),
             _ => return,
         }
@@ -252,7 +266,7 @@ impl Claim {
         let waker = {
             let mut state = self.state();
             match &state.phase {
-                Phase::Waiting { .. } => {
+                Phase::Waiting(_) => {
                     state.phase = Phase::Granted { lease, since };
                     state.waker.take()
                 }
@@ -302,7 +316,7 @@ impl State {
                 }
                 tenure.token
             }
-            Phase::Granted { .. } | Phase::Waiting { .. } => FencingToken::NONE,
+            Phase::Granted { .. } | Phase::Waiting(_) => FencingToken::NONE,
         };
         let phase = mem::replace(&mut self.phase, Phase::Over { reason, token });
         Some(End::new(reason, phase, self.waker.take()))
@@ -310,7 +324,7 @@ impl State {
 
     fn settled(&self) -> Option<Result<(Lease, Instant), LossReason>> {
         match &self.phase {
-            Phase::Waiting { .. } => None,
+            Phase::Waiting(_) => None,
             Phase::Granted { lease, since } => Some(Ok((*lease, *since))),
             Phase::Held(tenure) => Some(Ok((tenure.lease(), tenure.since))),
             Phase::Over { reason, .. } => Some(Err(*reason)),
@@ -320,10 +334,10 @@ impl State {
     /// When the keeper is to look at it next.
     pub(crate) fn due(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Waiting { recheck, renewing: false } => *recheck,
+            Phase::Waiting(place) => place.recheck,
             Phase::Granted { lease, since } => Some(self.deadline(lease, *since)),
             Phase::Held(tenure) => Some(tenure.due()),
-            Phase::Waiting { .. } | Phase::Over { .. } => None,
+            Phase::Over { .. } => None,
         }
     }
 

@@ -223,7 +223,10 @@ impl Contender {
                 }
             }
             Err(LossReason::Shutdown) => return Err(Error::Closed),
-            Err(_) => {}
+            Err(_) => {
+                let unsure = self.bid.as_ref().and_then(|bid| bid.claim.state().unsure);
+                self.patience.suffer(unsure);
+            }
         }
         // An owner id whose place is gone is over.
         self.abandon(None);

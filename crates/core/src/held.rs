@@ -49,7 +49,7 @@ impl Held {
                     return Err(LossReason::Gone);
                 }
                 Phase::Held(_) => return Err(LossReason::Gone),
-                Phase::Granted { .. } | Phase::Waiting { .. } => {}
+                Phase::Granted { .. } | Phase::Waiting(_) => {}
             }
             let deadline = state.deadline(lease, since);
             if deadline <= now {

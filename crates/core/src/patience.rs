@@ -7,7 +7,7 @@ use tokio::time::{self, Instant};
 use crate::{BackendError, Error, RetryStrategy, closing::Closing, retry};
 
 /// How long a store that stops answering is put up with by one who already stood in line, without a strategy that says otherwise.
-const OUTAGE: Duration = Duration::from_secs(30);
+pub(crate) const OUTAGE: Duration = Duration::from_secs(30);
 
 /// What a delay of nothing is taken for: whoever asks again and again leaves time for others.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -120,6 +120,11 @@ impl Patience {
             Err(Error::RetriesExhausted { .. }) => Err(error.into()),
             other => other,
         }
+    }
+
+    /// The store did not answer for a place in its line since then.
+    pub(crate) fn suffer(&mut self, since: Option<Instant>) {
+        self.outage = self.outage.or(since);
     }
 
     /// The store answered.

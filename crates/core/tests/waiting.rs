@@ -15,7 +15,7 @@ use distlock_core::{
     Standing,
 };
 use distlock_memory::MemoryBackend;
-use support::{Bent, never};
+use support::{Bent, away, never};
 use tokio::time::{self, Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -59,6 +59,29 @@ async fn delays_of_nothing_wait_in_line_for_as_long_as_it_takes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_place_to_be_looked_at_always_or_never_is_looked_at_now_and_then() {
+    for recheck in [Duration::ZERO, Duration::MAX] {
+        let queued = move |standing| match standing {
+            Standing::Queued { .. } => Standing::Queued { recheck },
+            other => other,
+        };
+        let bent = Bent::new()
+            .acquire(move |store, claim, _| async move { store.acquire(&claim).await.map(queued) })
+            .renew(move |store, renewals, _| async move {
+                let answers = store.renew(&renewals).await;
+                answers.into_iter().map(|answer| answer.map(queued)).collect()
+            });
+        let held = taken(&bent).await;
+        let client = Client::new(bent.clone());
+        let waiting = tokio::spawn(async move { client.mutex("k").lock().await });
+        sleep(SECOND).await;
+        assert!(bent.calls()[1] <= 1000, "{} looks in a second", bent.calls()[1]);
+        held.release().await.unwrap();
+        drop(waiting.await.unwrap().unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_store_that_ends_what_it_is_asked_for_is_not_asked_without_a_pause() {
     let bent = Bent::new().acquire(|_, claim, _| async move {
         claim.end(LossReason::Gone);
@@ -86,6 +109,42 @@ async fn a_store_that_always_grants_too_late_is_not_asked_without_a_pause() {
     let before = bent.calls()[0];
     time::timeout(SECOND, mutex.lock()).await.unwrap_err();
     assert!(bent.calls()[0] - before <= 100, "{} times in a second", bent.calls()[0] - before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_stands_in_line_hears_of_a_store_that_stays_away() {
+    let gone = Arc::new(AtomicUsize::new(0));
+    let (asked, looked) = (Arc::clone(&gone), Arc::clone(&gone));
+    let bent = Bent::new()
+        .acquire(move |store, claim, _| {
+            let gone = asked.load(Ordering::SeqCst) != 0;
+            async move { if gone { Err(away()) } else { store.acquire(&claim).await } }
+        })
+        .renew(move |store, renewals, _| {
+            let gone = looked.load(Ordering::SeqCst);
+            async move {
+                match gone {
+                    0 => store.renew(&renewals).await,
+                    1 => renewals.iter().map(|_| Err(away())).collect(),
+                    _ => never().await,
+                }
+            }
+        });
+    for how in [1, 2] {
+        gone.store(0, Ordering::SeqCst);
+        let held = taken(&bent).await;
+        let client = Client::new(bent.clone());
+        let waiting = tokio::spawn(async move { client.mutex("k").lock().await });
+        sleep(60 * SECOND).await;
+        gone.store(how, Ordering::SeqCst);
+        let since = Instant::now();
+        let answer = time::timeout(600 * SECOND, waiting).await.expect("waits for ever").unwrap();
+        assert!(answer.unwrap_err().is_transient());
+        let after = since.elapsed();
+        assert!(29 * SECOND < after && after < 40 * SECOND, "{after:?}");
+        drop(held);
+        sleep(SECOND).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,12 +11,17 @@ use super::{
 use crate::{
     BackendError, Claim, ErrorKind, Event, LossReason, Renewal, Standing,
     any::BoxFuture,
-    claim::{Phase, State},
+    claim::{Phase, Place, State},
+    patience::OUTAGE,
     tenure::End,
 };
 
 /// How many claims go into one call of the store.
 const BATCH: usize = 256;
+
+/// A place is looked at no more often than that, and no less, whatever the store says.
+const SHORTEST_RECHECK: Duration = Duration::from_millis(1);
+const LONGEST_RECHECK: Duration = Duration::from_secs(3600);
 
 /// When the store could not say how a place stands, it is asked again after this time.
 const RECHECK_AFTER_FAILURE: Duration = Duration::from_millis(100);
@@ -114,32 +119,34 @@ impl State {
     ) -> Outcome {
         let now = Instant::now();
         let current = self.terms.version == due.version;
-        let waits = matches!(self.phase, Phase::Waiting { .. });
+        let waits = matches!(self.phase, Phase::Waiting(_));
         if due.place && !waits && !matches!(answer, Ok(Standing::Held(_))) {
             // The grant overtook what the store said of the place that the claim had before.
             return Outcome::Unchanged;
         }
         let reason = match (&mut self.phase, answer) {
             (Phase::Over { .. }, _) => return Outcome::Unchanged,
-            (Phase::Waiting { renewing, .. }, Ok(Standing::Held(lease))) => {
-                *renewing = false;
+            (Phase::Waiting(place), Ok(Standing::Held(lease))) => {
+                *place = Place::default();
                 return Outcome::Granted(
                     lease,
                     lease.since().map_or(sent, |since| since.min(sent)),
                 );
             }
-            (Phase::Waiting { recheck, renewing }, Ok(Standing::Queued { recheck: after })) => {
-                *renewing = false;
-                *recheck = Some(now + after);
+            (Phase::Waiting(place), Ok(Standing::Queued { recheck })) => {
+                self.unsure = None;
+                let after = if place.again { Duration::ZERO } else { recheck };
+                *place = Place::due(now, after);
                 return Outcome::Unchanged;
             }
-            (Phase::Waiting { recheck, renewing }, Err(error)) if error.is_transient() => {
-                *renewing = false;
-                *recheck = Some(now + RECHECK_AFTER_FAILURE);
+            (Phase::Waiting(place), Err(error))
+                if error.is_transient() && now < *self.unsure.get_or_insert(sent) + OUTAGE =>
+            {
+                *place = Place::due(now, RECHECK_AFTER_FAILURE);
                 return Outcome::Failed(error);
             }
             // The place is gone, or so wrong that its contender has to hear it: it asks anew.
-            (Phase::Waiting { .. }, _) => LossReason::Gone,
+            (Phase::Waiting(_), _) => LossReason::Gone,
             (Phase::Granted { lease, since }, Ok(Standing::Held(again)))
                 if lease.token() == again.token() =>
             {
@@ -178,9 +185,17 @@ impl State {
 impl Claim {
     /// The store gave it a place.
     pub(crate) fn queued(&self, recheck: Duration) {
-        if let Phase::Waiting { recheck: at, .. } = &mut self.state().phase {
-            *at = Some(Instant::now() + recheck);
+        if let Phase::Waiting(place) = &mut self.state().phase {
+            *place = Place::due(Instant::now(), recheck);
         }
+    }
+}
+
+impl Place {
+    /// Looked at again after this time, be it nothing or for ever.
+    fn due(now: Instant, after: Duration) -> Self {
+        let recheck = now + after.clamp(SHORTEST_RECHECK, LONGEST_RECHECK);
+        Self { recheck: Some(recheck), ..Self::default() }
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, advance};
 use super::{super::table::Due, Outcome};
 use crate::{
     BackendError, Claim, FencingToken, Key, Lease, LossReason, Mode, Owner, Standing,
-    claim::Phase,
+    claim::{Phase, Place},
     lease,
     tenure::{Policy, Tenure},
 };
@@ -152,4 +152,22 @@ async fn a_place_that_became_a_lease_is_granted_from_when_the_renewal_was_sent()
     assert!(
         matches!(outcome, Outcome::Granted(lease, since) if lease.token().as_u64() == 9 && since == sent)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_is_to_be_looked_at_while_it_is_being_looked_at_is_so_once_more() {
+    let claim = Claim::new(Key::new("k").unwrap(), Owner::new(1), Mode::Exclusive, TTL);
+    let now = Instant::now();
+    for again in [false, true] {
+        let place = Place { recheck: Some(now + TTL), renewing: true, again: false };
+        claim.state().phase = Phase::Waiting(place);
+        if again {
+            claim.recheck();
+        }
+        let queued = Ok(Standing::Queued { recheck: Duration::from_secs(5) });
+        let due = Due { place: true, ..due(&claim, 0) };
+        assert!(matches!(claim.state().renewed(&due, now, queued), Outcome::Unchanged));
+        let after = if again { Duration::from_millis(1) } else { Duration::from_secs(5) };
+        assert_eq!(claim.state().due(), Some(now + after));
+    }
 }

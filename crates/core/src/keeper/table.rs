@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use crate::{
     Claim, Event, Key, LossReason,
     any::BoxFuture,
-    claim::{Phase, Terms},
+    claim::{Phase, Place, Terms},
+    patience::OUTAGE,
     tenure::End,
 };
 
@@ -179,11 +180,17 @@ fn assess(claim: &Claim, now: Instant) -> Verdict {
     let state = &mut *guard;
     let terms = &state.terms;
     let reason = match &mut state.phase {
-        Phase::Waiting { recheck: Some(recheck), renewing } if !*renewing && *recheck <= now => {
-            *renewing = true;
-            let late = now - *recheck;
-            return Verdict::Renew(Due::new(claim, terms, true, late));
-        }
+        Phase::Waiting(place) => match place.recheck.filter(|due| *due <= now) {
+            None => return Verdict::Wait,
+            Some(due) if !place.renewing => {
+                *place = Place { recheck: Some(now + OUTAGE), renewing: true, again: false };
+                return Verdict::Renew(Due::new(claim, terms, true, now - due));
+            }
+            Some(due) => {
+                state.unsure.get_or_insert(due - OUTAGE);
+                LossReason::Gone
+            }
+        },
         Phase::Granted { lease, since } => {
             let (lease, since) = (*lease, *since);
             if now < state.deadline(&lease, since) {
