@@ -307,11 +307,8 @@ impl Contender {
         match Held::take(&self.client, &bid.claim, lease, since, self.ask.policy, &mut self.turn) {
             Ok(mut held) => {
                 held.seated = std::mem::take(&mut self.seated);
-                // An answer that is still to come says nothing new.
-                if let Some(call) = self.bid.take().and_then(|bid| bid.call) {
-                    self.client.keeper.adopt(Box::pin(async move {
-                        let _ = call.await;
-                    }));
+                if let Some(Bid { claim, call: Some(call), .. }) = self.bid.take() {
+                    self.outlive(claim, call);
                 }
                 self.acquired(held.token());
                 Ok(held)
@@ -321,6 +318,20 @@ impl Contender {
                 Err(reason)
             }
         }
+    }
+
+    /// Sees to an attempt whose answer says nothing new. Should it be carried out after the lock was given back, it is given back again.
+    fn outlive(&self, claim: Claim, call: BoxFuture<Result<Standing, BackendError>>) {
+        let keeper = self.client.keeper.clone();
+        // An id of the user's own may be in use again by then.
+        let again = self.ask.owner.is_none();
+        self.client.keeper.adopt(Box::pin(async move {
+            let _ = call.await;
+            if again && matches!(claim.settled(), Some(Err(_))) {
+                let until = Instant::now() + claim.ttl();
+                keeper.give_back(claim, None, until, None);
+            }
+        }));
     }
 
     fn tell_contended(&mut self) {

@@ -155,6 +155,7 @@ impl Held {
             let state = &mut *guard;
             let current = state.terms.version == version;
             let answer = answer.unwrap_or_else(|| Err(self.unanswered(sent)));
+            let stays = matches!(answer, Ok(Standing::Held(_) | Standing::Queued { .. }));
             let tenure = match &mut state.phase {
                 Phase::Held(tenure) if tenure.token == self.token => tenure,
                 Phase::Over { reason, .. } => return Err(self.lost(*reason)),
@@ -185,10 +186,12 @@ impl Held {
                     }
                 }
             };
-            state.conclude(reason).map(|end| (reason, end))
+            state.conclude(reason).map(|end| (stays, end))
         };
         match end {
-            Some((reason, end)) => {
+            Some((stays, mut end)) => {
+                let reason = end.reason;
+                end.stays |= stays;
                 self.keeper().lost(&self.claim, end);
                 Err(self.lost(reason))
             }

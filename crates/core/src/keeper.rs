@@ -134,11 +134,11 @@ impl Keeper {
         if let Some(event) = end.lost_event(Instant::now()) {
             self.observe(claim.key(), &event);
         }
-        let reason = end.reason;
+        let stays = end.stays;
         // The line is freed at the loss, save where the store still has the lock for us.
-        let turn = if reason == LossReason::Expired { None } else { end.take_turn() };
+        let turn = if end.reason == LossReason::Expired { None } else { end.take_turn() };
         end.settle();
-        if reason != LossReason::Gone {
+        if stays {
             self.give_back(claim.clone(), turn, Instant::now() + claim.ttl(), None);
         }
     }

@@ -79,7 +79,12 @@ pub(crate) fn margin(ttl: Duration) -> Duration {
 
 /// Until when a grant of `ttl` is certain that was asked for at `since`.
 pub(crate) fn deadline(since: Instant, ttl: Duration) -> Instant {
-    since + ttl.saturating_sub(margin(ttl))
+    since + certain(ttl)
+}
+
+/// For how long a grant of `ttl` is certain.
+pub(crate) fn certain(ttl: Duration) -> Duration {
+    ttl.saturating_sub(margin(ttl))
 }
 
 #[cfg(test)]

@@ -88,7 +88,10 @@ impl Tenure {
     /// The next renewal is due when a fraction of the ttl has passed since the last confirmed one was sent.
     pub(crate) fn plan_renewal(&mut self, sent: Instant, ttl: Duration) {
         if let Some(fraction) = self.renew_at {
-            self.renew_due = sent + ttl.mul_f64(fraction);
+            let (wanted, certain) = (ttl.mul_f64(fraction), lease::certain(ttl));
+            // In time in any case.
+            let after = if wanted < certain { wanted } else { certain.mul_f64(0.9) };
+            self.renew_due = sent + after;
         }
     }
 
@@ -143,6 +146,8 @@ pub(crate) struct Policy {
 #[must_use]
 pub(crate) struct End {
     pub(crate) reason: LossReason,
+    /// The store may have something for the claim all the same.
+    pub(crate) stays: bool,
     /// Since when a guard had it, and until when it could have.
     pub(crate) held: Option<(Instant, Instant)>,
     lost: Option<CancellationToken>,
@@ -152,11 +157,12 @@ pub(crate) struct End {
 
 impl End {
     pub(crate) fn new(reason: LossReason, phase: Phase, waker: Option<Waker>) -> Self {
+        let stays = reason != LossReason::Gone;
         match phase {
             Phase::Held(Tenure { since, deadline, lost, turn, .. }) => {
-                Self { reason, held: Some((since, deadline)), lost, turn, waker }
+                Self { reason, stays, held: Some((since, deadline)), lost, turn, waker }
             }
-            _ => Self { reason, held: None, lost: None, turn: None, waker },
+            _ => Self { reason, stays, held: None, lost: None, turn: None, waker },
         }
     }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use distlock_core::{Backend as _, Client, Guard, Owner};
+use distlock_core::{Backend as _, Client, FencingToken, Guard, Lease, Owner, Standing};
 use distlock_memory::MemoryBackend;
 use support::{Bent, away};
 use tokio::time::{self, Instant, sleep};
@@ -98,10 +98,8 @@ async fn a_lock_that_could_not_be_shortened_is_renewed_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_granted_for_less_is_renewed_in_time() {
     let bent = Bent::new().acquire(|store, claim, _| async move {
-        let distlock_core::Standing::Held(lease) = store.acquire(&claim).await? else {
-            panic!("it is free")
-        };
-        Ok(distlock_core::Standing::Held(lease.with_ttl(6 * SECOND)))
+        let Standing::Held(lease) = store.acquire(&claim).await? else { panic!("it is free") };
+        Ok(Standing::Held(lease.with_ttl(6 * SECOND)))
     });
     let client = Client::new(bent);
     let guard = lock(&client).await;
@@ -123,4 +121,58 @@ async fn a_lock_with_an_id_of_ones_own_is_not_handed_on_under_it() {
     // Whoever asks with the id is its holder, and that lock was released.
     let resumed = there.mutex("k").owner(id).try_lock().await.unwrap();
     assert!(resumed.is_none() || !next.is_held(), "two hold it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_has_instead_of_the_lock_is_given_back() {
+    let others = [
+        Standing::Held(Lease::new(FencingToken::new(u64::MAX))),
+        Standing::Queued { recheck: SECOND },
+    ];
+    for other in others {
+        let bent = Bent::new().renew(move |_, renewals, _| async move {
+            renewals.iter().map(|_| Ok(other)).collect()
+        });
+        let client = Client::new(bent.clone());
+        for extended in [true, false] {
+            let guard = lock(&client).await;
+            if extended {
+                guard.extend(SECOND).await.unwrap_err();
+            }
+            sleep(15 * SECOND).await;
+            assert!(!guard.is_held());
+            assert!(bent.store.is_empty(), "{other:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_carried_out_after_the_release_leaves_nothing() {
+    // The first attempt gets a place, but the answer is lost. The second one is on its way when the grant comes, and when the lock is released.
+    let bent = Bent::new().acquire(|store, claim, nth| async move {
+        if nth == 0 {
+            let _ = store.acquire(&claim).await;
+            return Err(away());
+        }
+        sleep(2 * SECOND).await;
+        store.acquire(&claim).await
+    });
+    let held = lock(&Client::new(bent.store.clone())).await;
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k").retry(|| [SECOND / 10; 100]);
+    let waiting = tokio::spawn(async move { mutex.lock().await.unwrap().release().await.unwrap() });
+    sleep(SECOND).await;
+    held.release().await.unwrap();
+    waiting.await.unwrap();
+    assert!(bent.store.is_empty());
+    sleep(5 * SECOND).await;
+    assert!(bent.store.is_empty(), "nobody has the lock, and it is taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_renewed_before_its_deadline_however_late_its_renewal_is_wanted() {
+    let client = Client::new(MemoryBackend::new());
+    let guard = client.mutex("k").renew_at(0.999).lock().await.unwrap();
+    sleep(90 * SECOND).await;
+    assert!(guard.is_held());
 }

@@ -119,6 +119,7 @@ impl State {
     ) -> Outcome {
         let now = Instant::now();
         let current = self.terms.version == due.version;
+        let stays = matches!(answer, Ok(Standing::Held(_) | Standing::Queued { .. }));
         let waits = matches!(self.phase, Phase::Waiting(_));
         if due.place && !waits && !matches!(answer, Ok(Standing::Held(_))) {
             // The grant overtook what the store said of the place that the claim had before.
@@ -178,7 +179,9 @@ impl State {
                 return Outcome::Failed(error);
             }
         };
-        self.conclude(reason).map_or(Outcome::Unchanged, Outcome::Ended)
+        let Some(mut end) = self.conclude(reason) else { return Outcome::Unchanged };
+        end.stays |= stays;
+        Outcome::Ended(end)
     }
 }
 

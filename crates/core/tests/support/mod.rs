@@ -81,6 +81,11 @@ impl Bent {
         [0, 1, 2].map(|kind| self.calls[kind].load(Ordering::SeqCst))
     }
 
+    /// How many others have this store.
+    pub(crate) fn owners(&self) -> usize {
+        Arc::strong_count(&self.calls)
+    }
+
     fn count(&self, kind: usize) -> usize {
         self.calls[kind].fetch_add(1, Ordering::SeqCst)
     }
