@@ -252,7 +252,10 @@ impl Claim {
             return Poll::Ready(settled);
         }
         if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            state.waker = Some(cx.waker().clone());
+            let before = state.waker.replace(cx.waker().clone());
+            // Whoever is the last to have a task drops it, with all that it has.
+            drop(state);
+            drop(before);
         }
         Poll::Pending
     }
@@ -320,6 +323,10 @@ impl State {
         };
         let phase = mem::replace(&mut self.phase, Phase::Over { reason, token });
         Some(End::new(reason, phase, self.waker.take()))
+    }
+
+    pub(crate) const fn take_waker(&mut self) -> Option<Waker> {
+        self.waker.take()
     }
 
     fn settled(&self) -> Option<Result<(Lease, Instant), LossReason>> {

@@ -205,7 +205,11 @@ impl Contender {
         bid.claim.queued(recheck);
         client.keeper.place(&bid.claim);
         let claim = &bid.claim;
-        patience.wait(poll_fn(|cx| claim.poll_settled(cx))).await
+        let settled = poll_fn(|cx| {
+            client.keeper.revive();
+            claim.poll_settled(cx)
+        });
+        patience.wait(settled).await
     }
 
     /// Answers what the store said unasked.

@@ -189,10 +189,18 @@ impl Keeper {
         done
     }
 
+    /// Starts the task anew if its runtime has ended, and there is something to do.
+    pub(crate) fn revive(&self) {
+        let table = self.0.table();
+        if !table.running && !table.is_empty() {
+            self.wake(table);
+        }
+    }
+
     /// Nobody is left: the task ends when the last job is done. What no task will ever do is dropped.
     pub(crate) fn stop(&self) {
         let mut table = self.0.table();
-        table.stopping = true;
+        table.orphaned = true;
         let dropped = if table.running { None } else { Some(table.clear()) };
         drop(table);
         drop(dropped);
@@ -250,7 +258,13 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.table().running = false;
+            let mut table = self.shared.table();
+            table.running = false;
+            let (waiting, dropped) = (table.waiting(), table.orphaned.then(|| table.clear()));
+            drop(table);
+            drop(dropped);
+            // They start it anew in theirs.
+            waiting.into_iter().for_each(Waker::wake);
         }
         self.shared.idle.notify_waiters();
     }

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use distlock_core::{Client, Event, Key};
+use distlock_core::{Claim, Client, Event, Key, Standing};
 use support::{Bent, never};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -43,6 +43,17 @@ fn slow() -> Bent {
     Bent::new().release(|store, claim, _| async move {
         tokio::task::yield_now().await;
         distlock_core::Backend::release(&store, &claim).await
+    })
+}
+
+/// A store whose pushes get lost.
+fn deaf() -> Bent {
+    Bent::new().acquire(|store, claim, _| async move {
+        let twin = Claim::new(claim.key().clone(), claim.owner(), claim.mode(), claim.ttl());
+        Ok(match distlock_core::Backend::acquire(&store, &twin).await? {
+            Standing::Queued { .. } => Standing::Queued { recheck: SECOND / 2 },
+            other => other,
+        })
     })
 }
 
@@ -197,4 +208,54 @@ async fn a_renewal_that_a_store_does_not_answer_does_not_hold_up_a_shutdown() {
     time::timeout(SECOND, client.shutdown()).await.expect("the shutdown hangs");
     assert!(!guard.is_held());
     assert!(bent.store.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_given_back_is_tried_again_also_without_the_client() {
+    let bent = Bent::new().release(|store, claim, nth| async move {
+        if nth < 3 {
+            return Err(distlock_core::BackendError::transient("bent", "is away"));
+        }
+        distlock_core::Backend::release(&store, &claim).await
+    });
+    let client = Client::new(bent.clone());
+    let guard = client.mutex("k").lock().await.unwrap();
+    drop(client);
+    drop(guard);
+    sleep(SECOND).await;
+    assert!(bent.store.is_empty());
+    assert_eq!(bent.owners(), 1, "nothing is left of the client");
+}
+
+#[test]
+fn nothing_is_left_of_a_client_that_ends_before_its_runtime() {
+    let bent = deaf();
+    let runtime = runtime();
+    let client = Client::new(bent.clone());
+    let guard = runtime.block_on(client.mutex("k").lock()).unwrap();
+    drop(guard);
+    drop(client);
+    drop(runtime);
+    assert_eq!(bent.owners(), 1);
+}
+
+#[test]
+fn one_who_waits_in_another_runtime_is_looked_after_when_the_keepers_ends() {
+    hangs_not(|| {
+        let bent = deaf();
+        let holder = Client::new(bent.store.clone());
+        let (keepers, waiters) = (runtime(), runtime());
+        let held = waiters.block_on(holder.mutex("k").lock()).unwrap();
+        let client = Client::new(bent);
+        let another = keepers.block_on(client.mutex("another").lock()).unwrap();
+        let mutex = client.mutex("k");
+        let waiting = waiters.spawn(async move { mutex.lock().await.map(drop) });
+        waiters.block_on(async { sleep(SECOND / 10).await });
+        drop(keepers);
+        drop(another);
+        waiters.block_on(async {
+            held.release().await.unwrap();
+            waiting.await.unwrap().unwrap();
+        });
+    });
 }

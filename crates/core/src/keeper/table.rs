@@ -1,6 +1,6 @@
 //! What the keeper knows: claims by the time at which they are due, calls to finish, events to tell.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, task::Waker, time::Duration};
 
 use tokio::time::Instant;
 
@@ -26,7 +26,10 @@ pub(super) struct Table {
     /// When the task wakes by itself; none while it is at work.
     sleeps_until: Option<Instant>,
     pub(super) running: bool,
+    /// The client is shut down: nothing is tried again.
     pub(super) stopping: bool,
+    /// There is no client any more: the task ends when nothing is left to do.
+    pub(super) orphaned: bool,
     pub(super) jobs: Vec<BoxFuture<()>>,
     pub(super) events: Vec<(Key, Event)>,
 }
@@ -99,7 +102,8 @@ impl Table {
                 }
             }
         }
-        let done = self.stopping && idle && self.due.is_empty() && work.is_empty();
+        let done =
+            (self.stopping || self.orphaned) && idle && self.due.is_empty() && work.is_empty();
         self.running = !done;
         let wake_at = self.due.first_key_value().map_or(now + IDLE, |(slot, _)| slot.at);
         self.sleeps_until = Some(wake_at);
@@ -127,7 +131,10 @@ impl Table {
 
     /// Forgets everything. What is given back is to be dropped outside of the table's mutex.
     pub(super) fn clear(&mut self) -> Self {
-        std::mem::replace(self, Self { stopping: self.stopping, ..Self::default() })
+        std::mem::replace(
+            self,
+            Self { stopping: self.stopping, orphaned: self.orphaned, ..Self::default() },
+        )
     }
 
     /// Ends all claims that it knows.
@@ -142,6 +149,21 @@ impl Table {
                 Some((claim, end))
             })
             .collect()
+    }
+
+    /// Whether anything in it waits for its time.
+    pub(super) fn is_empty(&self) -> bool {
+        self.due.is_empty()
+    }
+
+    /// Those who wait in a store's line, to be woken outside of the table's mutex.
+    pub(super) fn waiting(&self) -> Vec<Waker> {
+        let take = |claim: &Claim| {
+            let mut state = claim.state();
+            let waits = matches!(state.phase, Phase::Waiting(_));
+            waits.then(|| state.take_waker()).flatten()
+        };
+        self.due.values().filter_map(take).collect()
     }
 
     #[cfg(test)]
