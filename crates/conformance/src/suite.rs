@@ -15,6 +15,12 @@ macro_rules! suite {
     ($setup:path) => {
         $crate::__suite! {
             $setup;
+            cohort: [
+                a_lock_is_handed_on_without_the_store,
+                a_cohort_limit_bounds_overtaking,
+                an_heir_has_his_own_words,
+                an_heir_has_his_own_ways,
+            ]
             contract: [
                 a_free_key_is_taken_and_excludes,
                 asking_again_gives_the_same,
@@ -41,6 +47,31 @@ macro_rules! suite {
                 wrong_calls_are_harmless,
                 any_ttl_within_the_limits_will_do,
             ]
+            faults: [
+                fault_a1_acquire_reply_lost,
+                fault_a2_acquire_request_lost,
+                fault_a3_acquire_doubled,
+                fault_a4_a_ghost_acquire,
+                fault_a6_reply_after_the_deadline,
+                fault_a7_dropped_in_flight,
+                fault_a11_two_tasks_of_a_process,
+                fault_b1_release_reply_lost,
+                fault_b1_release_request_lost,
+                fault_b3_release_doubled,
+                fault_b5_release_dropped,
+                fault_b6_release_overtakes_a_renewal,
+                fault_b8_release_refused_for_a_while,
+                fault_c1_a_renewal_lost,
+                fault_c2_the_store_hangs,
+                fault_c3_a_confirmation_after_the_deadline,
+                fault_c4_a_renewal_finds_nothing,
+                fault_c5_renewals_refused,
+                fault_c12_many_cycles,
+                fault_d3_a_waiter_survives_an_outage,
+                fault_a_store_that_is_away,
+                fault_an_extension_without_an_answer,
+                fault_bad_weather,
+            ]
             guard: [
                 one_holder_at_a_time,
                 one_holder_at_a_time_across_ends,
@@ -59,6 +90,20 @@ macro_rules! suite {
                 a_lock_is_resumed_by_its_owner_id,
                 run_ends_with_the_lock,
                 fault_h1_a_paused_holder_is_refused,
+            ]
+            input: [
+                values_outside_their_limits,
+                settings_outside_their_limits,
+                fault_d10_too_many_waiters,
+                too_many_locks,
+                very_many_locks,
+            ]
+            lifecycle: [
+                shutdown_gives_all_back,
+                shutdown_gives_places_back,
+                an_observer_is_told,
+                prefixes_keep_clients_apart,
+                a_guard_outlives_its_client,
             ]
             line: [
                 a_place_becomes_a_lease_by_push,
