@@ -8,4 +8,6 @@ pub mod input;
 pub mod lifecycle;
 pub mod line;
 pub mod modes;
+pub mod origins;
+pub mod peers;
 pub mod waiting;
