@@ -292,8 +292,10 @@ pub async fn origins_goredislock_expiry_and_renewal(stage: &Stage) {
     let guard = lock(&client).await;
     let left = guard.ttl().await.expect("an answer");
     assert!(!left.is_zero() && left <= stage.ttl(), "{left:?}");
-    watch.seen("a renewal", 1, |event| matches!(event, Event::Renewed { .. })).await;
-    assert!(stage.ttl().mul_f64(0.6) <= taken.elapsed());
+    let renewed = |event: &Event| matches!(event, Event::Renewed { .. });
+    watch.seen("a renewal", 4, renewed).await;
+    // One of them may have been made because a connection was new.
+    assert!(stage.ttl() * 3 / 2 <= taken.elapsed(), "4 renewals in {:?}", taken.elapsed());
     assert!(guard.is_held());
 }
 
