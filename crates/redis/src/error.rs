@@ -10,10 +10,14 @@ const TABLE: &[(&str, ErrorKind, &str)] = &[
     (
         "can't run this command",
         ErrorKind::Permanent,
-        "has no right to run a command that the scripts need",
+        "gives this user no right to a command that the scripts need",
     ),
-    ("can't publish to the channel", ErrorKind::Permanent, "has no right to the channel"),
-    ("NOPERM", ErrorKind::Permanent, "has no right to do this"),
+    (
+        "can't publish to the channel",
+        ErrorKind::Permanent,
+        "gives this user no right to the channel",
+    ),
+    ("NOPERM", ErrorKind::Permanent, "gives this user no right to do this"),
     ("NOAUTH", ErrorKind::Permanent, "wants a password"),
     ("WRONGPASS", ErrorKind::Permanent, "does not accept the user or the password"),
     ("invalid password", ErrorKind::Permanent, "does not accept the password"),

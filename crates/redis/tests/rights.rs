@@ -1,0 +1,168 @@
+//! The rights that `docs/redis-acl.md` lists are enough, and what happens without each of them.
+
+mod common;
+
+use common::{backend, command, eventually, leftovers, ms, server, soon};
+use distlock_core::{Client, Error, ErrorKind, Guard};
+use distlock_redis::RedisBackend;
+use distlock_servers::redis::{RedisCluster, RedisServer};
+
+/// The words of the documented command, between the name and the rights that a single server has no use for.
+fn documented() -> Vec<String> {
+    let page = include_str!("../../../docs/redis-acl.md");
+    let (_, rest) = page.split_once("ACL SETUSER locks on >password ").unwrap();
+    let (rights, _) = rest.split_once("```").unwrap();
+    rights.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Makes a user with the documented rights but for some.
+fn create(server: &RedisServer, name: &str, without: &[&str], besides: &[&str]) {
+    let rights = documented();
+    assert!(without.iter().all(|one| rights.iter().any(|right| right == one)), "{without:?}");
+    let secret = format!(">{name}");
+    let mut words = vec!["ACL", "SETUSER", name, "on", &secret];
+    words.extend(rights.iter().map(String::as_str).filter(|right| !without.contains(right)));
+    words.extend(besides);
+    assert_eq!(command(server, &words), "OK");
+}
+
+async fn connect(url: &str) -> Client {
+    let backend = RedisBackend::connect(url).await.unwrap();
+    Client::builder(backend).prefix("jobs/").build().unwrap()
+}
+
+/// A client as a user with the documented rights but for some.
+async fn user(server: &RedisServer, name: &str, without: &[&str]) -> Client {
+    create(server, name, without, &[]);
+    connect(&format!("redis://{name}:{name}@127.0.0.1:{}", server.port())).await
+}
+
+async fn wait_for(client: &Client, server: &RedisServer) -> tokio::task::JoinHandle<Guard> {
+    let mutex = client.mutex("k").ttl(ms(900));
+    let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
+    let line = "__distlock:q:{jobs/k}jobs/k";
+    eventually("it waits", || command(server, &["ZCARD", line]) == "1").await;
+    waiter
+}
+
+/// Everything that a client does, with a hand-over in the middle.
+async fn works(one: &Client, two: &Client, server: &RedisServer) {
+    let guard = one.mutex("k").ttl(ms(600)).lock().await.unwrap();
+    assert!(two.mutex("k").try_lock().await.unwrap().is_none());
+    let waiter = wait_for(two, server).await;
+    tokio::time::sleep(ms(700)).await;
+    guard.extend(ms(30_000)).await.unwrap();
+    assert_eq!(one.inspect("k").await.unwrap().waiting, Some(1));
+    guard.release().await.unwrap();
+    let guard = soon(waiter).await.unwrap();
+    assert!(one.force_release("k").await.unwrap());
+    soon(guard.lost()).await;
+    let guard = one.mutex("k").min_hold(ms(50)).lock().await.unwrap();
+    guard.release().await.unwrap();
+    drop(soon(two.mutex("k").lock()).await.unwrap());
+    eventually("nothing is left", || leftovers(server).is_empty()).await;
+}
+
+/// Every refusal is counted by the server.
+fn refusals(server: &RedisServer) -> String {
+    command(server, &["ACL", "LOG"])
+}
+
+#[tokio::test]
+async fn what_is_documented_is_enough() {
+    let server = server();
+    let (one, two) = (user(&server, "one", &[]).await, user(&server, "two", &[]).await);
+    works(&one, &two, &server).await;
+    assert_eq!(refusals(&server), "", "nothing was even tried in vain");
+}
+
+#[tokio::test]
+async fn in_a_cluster_two_more_are_enough() {
+    let cluster = RedisCluster::start(&[]).unwrap();
+    for node in cluster.nodes() {
+        create(node, "locks", &[], &["+cluster|slots", "+cluster|info"]);
+    }
+    let url = cluster.url().replace("://", "://locks:locks@");
+    let (one, two) = (connect(&url).await, connect(&url).await);
+    let node = cluster.master_of("jobs/k", &cluster.nodes()[0]).unwrap();
+    works(&one, &two, node).await;
+    for node in cluster.nodes() {
+        assert_eq!(refusals(node), "");
+    }
+}
+
+#[tokio::test]
+async fn without_channels_it_works_by_polling() {
+    let server = server();
+    for (number, without) in [
+        &["&__distlock:c:*"][..],
+        &["+publish"],
+        &["+subscribe", "+unsubscribe"],
+        &["+pubsub|numsub"],
+        &[
+            "&__distlock:c:*",
+            "+publish",
+            "+subscribe",
+            "+unsubscribe",
+            "+pubsub|numsub",
+            "+ping",
+            "+info",
+            "+client|id",
+        ],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (one, two) = (format!("one{number}"), format!("two{number}"));
+        let (one, two) = (user(&server, &one, without).await, user(&server, &two, without).await);
+        works(&one, &two, &server).await;
+        // Those who may and those who may not stand in one line.
+        let all = user(&server, &format!("all{number}"), &[]).await;
+        works(&one, &all, &server).await;
+        works(&all, &one, &server).await;
+    }
+}
+
+#[tokio::test]
+async fn without_the_rest_it_is_a_permanent_error_that_says_so() {
+    let server = server();
+    for (number, (without, said)) in [
+        (&["+evalsha"][..], "evalsha"),
+        (&["~jobs/*"], "keys"),
+        (&["~__distlock:*"], "keys"),
+        (&["+get"], "can't run this command"),
+        (&["+set"], "can't run this command"),
+        (&["+time"], "can't run this command"),
+        (&["+exists"], "can't run this command"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let client = user(&server, &format!("user{number}"), without).await;
+        let Error::Backend(error) = client.mutex("k").lock().await.unwrap_err() else {
+            panic!("{without:?}: an error of the store is expected");
+        };
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{without:?}: {error}");
+        assert!(error.to_string().contains(said), "{without:?}: {error}");
+    }
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_right_to_join_that_is_missing_is_told_and_the_lock_is_left_alone() {
+    let server = server();
+    let holder = Client::builder(backend(&server).await).prefix("jobs/").build().unwrap();
+    let guard = holder.mutex("k").lock().await.unwrap();
+    for (number, right) in ["+zadd", "+hincrby", "+hset", "+zcard", "+zrank", "+pttl", "+pexpire"]
+        .into_iter()
+        .enumerate()
+    {
+        let client = user(&server, &format!("user{number}"), &[right]).await;
+        let Error::Backend(error) = soon(client.mutex("k").lock()).await.unwrap_err() else {
+            panic!("{right}")
+        };
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{right}: {error}");
+    }
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+}
