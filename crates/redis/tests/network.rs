@@ -1,0 +1,182 @@
+//! Requests, replies and messages that are lost, late or doubled.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{client, command, eventually, leftovers, ms, server, soon};
+use distlock_core::{Client, Error, Linear, Released, RetryStrategy as _};
+use distlock_redis::RedisBackend;
+use distlock_servers::{
+    proxy::{Direction, Matcher, Proxy},
+    redis::RedisServer,
+};
+use tokio::time::{sleep, timeout};
+
+const KEY: &str = "job/7";
+
+/// A client whose connections go through a proxy, and that has used its scripts once.
+async fn behind(proxy: &Proxy, request_timeout: &str) -> Client {
+    let url = format!("redis://127.0.0.1:{}?timeout={request_timeout}", proxy.port());
+    let client = Client::new(RedisBackend::connect(&url).await.unwrap());
+    let guard = client.mutex("warm").lock().await.unwrap();
+    guard.extend(ms(40_000)).await.unwrap();
+    guard.release().await.unwrap();
+    client
+}
+
+fn proxy(server: &RedisServer) -> Proxy {
+    Proxy::start(server.port()).unwrap()
+}
+
+/// Scripts for the lock.
+fn about_it() -> Matcher {
+    Matcher::command("EVALSHA").and(Matcher::containing(KEY))
+}
+
+fn waiting(server: &RedisServer) -> String {
+    command(server, &["ZCARD", "__distlock:q:{job/7}job/7"])
+}
+
+#[tokio::test]
+async fn an_acquisition_whose_reply_is_lost_is_recognized() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "1s").await;
+    proxy.drop_reply(1, about_it());
+    let guard = soon(client.mutex(KEY).lock()).await.unwrap();
+    assert!(guard.is_held());
+    assert_eq!(proxy.count(about_it()), 2, "asked again once");
+    assert!(command(&server, &["GET", KEY]).contains(&guard.owner().to_string()));
+    guard.release().await.unwrap();
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_request_that_is_lost_is_sent_again() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "1s").await;
+    proxy.drop_request(1, about_it());
+    let guard = soon(client.mutex(KEY).lock()).await.unwrap();
+    proxy.drop_request(1, about_it());
+    assert_eq!(soon(guard.release()).await.unwrap(), Released::Released);
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_release_whose_reply_is_lost_has_released() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "1s").await;
+    let guard = client.mutex(KEY).lock().await.unwrap();
+    proxy.drop_reply(1, about_it());
+    assert_eq!(soon(guard.release()).await.unwrap(), Released::Released);
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_was_given_up_takes_no_lock_later() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "200ms").await;
+    // The request arrives long after its caller was told that there was no answer, and after its release.
+    proxy.delay(Direction::ToServer, ms(700));
+    let Error::Backend(error) = soon(client.mutex(KEY).lock()).await.unwrap_err() else { panic!() };
+    assert!(error.is_transient(), "{error}");
+    proxy.delay(Direction::ToServer, Duration::ZERO);
+    let other = common::client(&server).await;
+    sleep(ms(1500)).await;
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+    drop(other.mutex(KEY).try_lock().await.unwrap().expect("nobody has it"));
+}
+
+#[tokio::test]
+async fn one_that_gives_up_in_the_dark_leaves_nothing() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "300ms").await;
+    for round in 0..5 {
+        proxy.blackhole(true);
+        let lock = client.mutex(KEY);
+        assert!(timeout(ms(40 * round), lock.lock()).await.is_err());
+        sleep(ms(50)).await;
+        proxy.blackhole(false);
+        sleep(ms(20)).await;
+    }
+    eventually("nothing is left", || leftovers(&server).is_empty()).await;
+    sleep(ms(400)).await;
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn doubled_requests_change_nothing() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "1s").await;
+    let guard = client.mutex(KEY).lock().await.unwrap();
+    let token = guard.fencing_token();
+    proxy.duplicate(1, about_it());
+    guard.extend(ms(50_000)).await.unwrap();
+    proxy.duplicate(1, about_it());
+    assert_eq!(guard.release().await.unwrap(), Released::Released);
+    proxy.duplicate(1, about_it());
+    let guard = client.mutex(KEY).lock().await.unwrap();
+    assert!(token < guard.fencing_token());
+    assert!(command(&server, &["GET", KEY]).contains(&guard.fencing_token().to_string()));
+    guard.release().await.unwrap();
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_extension_without_an_answer_is_an_error_and_the_lock_stays_safe() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "300ms").await;
+    let guard = client.mutex(KEY).ttl(ms(3000)).lock().await.unwrap();
+    let deadline = guard.expires_at();
+    proxy.silence_reply(1, about_it());
+    let error = soon(guard.extend(ms(60_000))).await.unwrap_err();
+    assert!(matches!(error, Error::Backend(_)), "{error}");
+    assert!(guard.is_held());
+    assert!(guard.expires_at() <= deadline + ms(1500), "not by the ttl that nobody confirmed");
+    // The next renewal says what counts now.
+    eventually("it is renewed", || deadline < guard.expires_at()).await;
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_waiter_without_a_subscription_hears_of_its_grant_when_it_is_back() {
+    let server = server();
+    let proxy = proxy(&server);
+    let waiter = behind(&proxy, "1s").await;
+    let holder = client(&server).await;
+    let guard = holder.mutex(KEY).lock().await.unwrap();
+    let task = tokio::spawn(async move { waiter.mutex(KEY).lock().await.unwrap() });
+    eventually("it waits", || waiting(&server) == "1").await;
+    proxy.refuse(true);
+    assert_eq!(proxy.cut_where("SUBSCRIBE"), 1);
+    guard.release().await.unwrap();
+    proxy.refuse(false);
+    assert!(soon(task).await.unwrap().is_held());
+}
+
+#[tokio::test]
+async fn a_holder_and_a_waiter_outlive_cut_connections() {
+    let server = server();
+    let proxy = proxy(&server);
+    let one = behind(&proxy, "500ms").await;
+    let two = behind(&proxy, "500ms").await;
+    let guard = one.mutex(KEY).ttl(ms(2000)).lock().await.unwrap();
+    let mutex = two.mutex(KEY).ttl(ms(2000)).retry(Linear::new(ms(50)).limit(200));
+    let task = tokio::spawn(async move { mutex.lock().await.unwrap() });
+    eventually("it waits", || waiting(&server) == "1").await;
+    for _ in 0..10 {
+        proxy.cut();
+        sleep(ms(250)).await;
+        assert!(guard.is_held());
+    }
+    guard.release().await.unwrap();
+    assert!(soon(task).await.unwrap().is_held());
+}
