@@ -173,10 +173,12 @@ async fn run(seed: u64) {
         clients.push(client);
     }
     sleep(RUN).await;
+    let start = Instant::now();
     going.store(false, Ordering::Relaxed);
     while let Some(done) = soon(tasks.join_next()).await {
         done.unwrap();
     }
+    eprintln!("seed {seed}: ended after {:?}", start.elapsed());
     // What the network still has in store strikes now.
     for proxy in &proxies {
         proxy.blackhole(false);
@@ -186,11 +188,13 @@ async fn run(seed: u64) {
     assert!(20 < grants, "seed {seed}: {grants} grants, {lost} lost");
     eprintln!("seed {seed}: {grants} grants, {lost} lost");
     // An orphan with the long ttl would outlast this.
-    let end = Instant::now() + LONG;
+    let began = Instant::now();
+    let end = began + LONG;
     while !leftovers(&server).is_empty() {
         assert!(Instant::now() < end, "seed {seed}: left: {:?}", state(&server));
         sleep(ms(20)).await;
     }
+    eprintln!("seed {seed}: {:?}", began.elapsed());
 }
 
 fn state(server: &distlock_servers::redis::RedisServer) -> Vec<(String, String)> {
