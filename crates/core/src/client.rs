@@ -152,6 +152,7 @@ impl Client {
     /// Dropping the future lets the releases finish in the background.
     pub async fn shutdown(&self) {
         self.inner.closing.close();
+        self.inner.lines.close();
         self.inner.keeper.end_all();
         // Waiters that are woken now give up their places before the store is waited for.
         tokio::task::yield_now().await;

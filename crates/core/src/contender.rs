@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use crate::{
     Backend as _, BackendError, Claim, Error, Event, Key, Lease, LossReason, Mode, Owner, Standing,
     any::BoxFuture,
-    claim::Terms,
     client::Inner,
     held::Held,
     lease,
@@ -115,6 +114,7 @@ impl Contender {
     /// Waits for the lock, as long as patience lasts.
     pub(crate) async fn lock(&mut self) -> Result<Held, Error> {
         loop {
+            self.client.check_open()?;
             if self.turn.is_none() && self.client.cohort_limit > 0 {
                 match self.line_up().await? {
                     Some(Entry::Held(held)) => match self.inherit(held).await {
@@ -145,14 +145,22 @@ impl Contender {
             Ok(turn) => Ok(Some(Entry::Turn(turn))),
             Err(ticket) => {
                 self.tell_contended();
-                self.patience.wait(ticket).await
+                // A shutdown ends the lines too.
+                if self.patience.is_endless() {
+                    Ok(ticket.await)
+                } else {
+                    self.patience.wait(ticket).await
+                }
             }
         }
     }
 
     async fn inherit(&mut self, mut held: Held) -> Result<Held, Error> {
-        let terms = Terms::new(self.ask.ttl, Arc::clone(&self.ask.metadata));
-        self.patience.bound(held.inherit(&terms, self.ask.policy)).await??;
+        let Ask { ttl, metadata, policy, .. } = &self.ask;
+        if !held.inherit(*ttl, metadata, *policy)? {
+            let change = held.change(*ttl, Some(Arc::clone(metadata)));
+            self.patience.bound(change).await??;
+        }
         held.seated = std::mem::take(&mut self.seated);
         self.acquired(held.token());
         Ok(held)

@@ -11,7 +11,7 @@ use crate::{
     Backend as _, BackendError, Claim, Error, Event, FencingToken, Lease, LossReason, Renewal,
     Standing,
     any::BoxFuture,
-    claim::{Phase, Terms},
+    claim::Phase,
     client::Inner,
     keeper::{Call, Keeper, nudge},
     lease,
@@ -77,28 +77,36 @@ impl Held {
         })
     }
 
-    /// Makes a lease that was handed on inside the process one's own: with one's own limits, ttl and metadata.
-    pub(crate) async fn inherit(&self, terms: &Terms, policy: Policy) -> Result<(), Error> {
-        // It may have ended on its way.
-        self.check().map_err(|reason| self.lost(reason))?;
+    /// Makes a lease that was handed on inside the process one's own, with one's own limits. `false`: the store has it with another ttl or other
+    /// words.
+    pub(crate) fn inherit(
+        &self,
+        ttl: Duration,
+        metadata: &str,
+        policy: Policy,
+    ) -> Result<bool, Error> {
+        let now = Instant::now();
         let same = {
-            let mut state = self.claim.state();
-            let same = state.terms.ttl == terms.ttl && state.terms.metadata == terms.metadata;
+            let mut guard = self.claim.state();
+            let state = &mut *guard;
             match &mut state.phase {
-                Phase::Held(tenure) if tenure.token == self.token => {
+                Phase::Held(tenure) if tenure.token == self.token && now < tenure.deadline => {
                     tenure.renew_at = policy.renew_at;
                     tenure.min_hold = policy.min_hold;
                     tenure.max_hold = policy.max_hold.and_then(|max| tenure.since.checked_add(max));
-                    same
+                    Some(state.terms.ttl == ttl && *state.terms.metadata == *metadata)
                 }
-                Phase::Over { reason, .. } => return Err(self.lost(*reason)),
-                _ => return Err(self.lost(LossReason::Gone)),
+                _ => None,
             }
+        };
+        // It may have ended on its way.
+        let Some(same) = same else {
+            return Err(self.lost(self.check().err().unwrap_or(LossReason::Gone)));
         };
         if policy.max_hold.is_some() {
             self.keeper().place(&self.claim);
         }
-        if same { Ok(()) } else { self.change(terms.ttl, Some(Arc::clone(&terms.metadata))).await }
+        Ok(same)
     }
 
     /// Gives the lock another ttl, or other words.
@@ -234,14 +242,6 @@ impl Held {
         }
     }
 
-    /// Until when it is, or was, held.
-    pub(crate) fn since(&self) -> Option<Instant> {
-        match &self.claim.state().phase {
-            Phase::Held(tenure) if tenure.token == self.token => Some(tenure.since),
-            _ => None,
-        }
-    }
-
     pub(crate) const fn claim(&self) -> &Claim {
         &self.claim
     }
@@ -329,11 +329,10 @@ impl Held {
 
     /// Hands the lease to the next of this process who waits for it.
     fn bequeath(&mut self) -> bool {
-        let key = self.claim.key().clone();
-        let since = self.since();
-        while let Some(heir) = self.client.lines.next_heir(&key) {
+        let mut told = false;
+        while let Some(heir) = self.client.lines.next_heir(self.claim.key()) {
             let now = Instant::now();
-            let lost = {
+            let (since, lost) = {
                 let mut guard = self.claim.state();
                 let state = &mut *guard;
                 let Phase::Held(tenure) = &mut state.phase else { return false };
@@ -341,14 +340,16 @@ impl Held {
                     return false;
                 };
                 tenure.token = token;
-                tenure.since = now;
                 (tenure.min_hold, tenure.max_hold) = (Duration::ZERO, None);
                 tenure.passes += u32::from(state.contended);
                 self.token = token;
-                tenure.lost.take()
+                (std::mem::replace(&mut tenure.since, now), tenure.lost.take())
             };
             if let Some(lost) = lost {
                 lost.cancel();
+            }
+            if self.keeper().is_observed() && !std::mem::replace(&mut told, true) {
+                self.keeper().observe(self.claim.key(), &Event::Released { held: now - since });
             }
             let held = Self {
                 claim: self.claim.clone(),
@@ -358,12 +359,7 @@ impl Held {
                 done: false,
             };
             match heir.inherit(held) {
-                Ok(()) => {
-                    if let Some(since) = since.filter(|_| self.keeper().is_observed()) {
-                        self.keeper().observe(&key, &Event::Released { held: now - since });
-                    }
-                    return true;
-                }
+                Ok(()) => return true,
                 Err(mut held) => held.done = true,
             }
         }

@@ -34,6 +34,8 @@ struct Shared {
 #[derive(Default)]
 struct Table {
     lines: HashMap<Key, Line>,
+    /// The client is shut down: nobody waits any more.
+    closed: bool,
 }
 
 #[derive(Default)]
@@ -104,12 +106,16 @@ impl Lines {
     pub(crate) fn enter(&self, key: &Key, wants: Wants) -> Result<Result<Turn, Ticket>, Error> {
         let mut table = self.table();
         let full = self.0.waiting.load(Ordering::Relaxed) >= self.0.max_waiters;
+        let closed = table.closed;
         let Some(line) = table.lines.get_mut(key) else {
             table.lines.insert(key.clone(), Line::default());
             return Ok(Ok(self.turn(key)));
         };
         if full {
             return Err(Error::Overloaded { what: "waiters", limit: self.0.max_waiters });
+        }
+        if closed {
+            return Err(Error::Closed);
         }
         let (tx, rx) = oneshot::channel();
         line.waiters.push_back(Waiter { tx, wants });
@@ -137,6 +143,16 @@ impl Lines {
     /// The next in line, if a held lease can be handed to it.
     pub(crate) fn next_heir(&self, key: &Key) -> Option<Waiter> {
         self.table().pop(key, |wants| wants.adopts && wants.renews)
+    }
+
+    /// Ends the wait of everybody.
+    pub(crate) fn close(&self) {
+        let waiters: Vec<_> = {
+            let mut table = self.table();
+            table.closed = true;
+            table.lines.values_mut().flat_map(|line| std::mem::take(&mut line.waiters)).collect()
+        };
+        drop(waiters);
     }
 
     /// How many keys have a line, and how many wait in all of them.

@@ -65,6 +65,11 @@ impl Patience {
             && self.strategy.as_ref().is_none_or(|strategy| strategy.delays().next().is_some())
     }
 
+    /// Whether it waits for ever.
+    pub(crate) const fn is_endless(&self) -> bool {
+        self.strategy.is_none() && self.until.is_none()
+    }
+
     /// Waits for something that comes by itself, as long as the strategy and the time allow.
     pub(crate) async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, Error> {
         let mut something = pin!(something);
