@@ -277,7 +277,7 @@ impl Held {
             return Release::Done(false);
         }
         let now = Instant::now();
-        if self.client.lines.is_awaited() && self.is_heritable(now) && self.bequeath() {
+        if self.client.lines.is_awaited() && self.is_heritable(now) && self.bequeath(now) {
             return Release::Done(true);
         }
         let mut end = {
@@ -328,10 +328,9 @@ impl Held {
     }
 
     /// Hands the lease to the next of this process who waits for it.
-    fn bequeath(&mut self) -> bool {
+    fn bequeath(&mut self, now: Instant) -> bool {
         let mut told = false;
         while let Some(heir) = self.client.lines.next_heir(self.claim.key()) {
-            let now = Instant::now();
             let (since, lost) = {
                 let mut guard = self.claim.state();
                 let state = &mut *guard;

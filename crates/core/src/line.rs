@@ -81,6 +81,8 @@ pub(crate) struct Ticket {
     rx: oneshot::Receiver<Entry>,
     lines: Lines,
     key: Key,
+    /// It is out of the line.
+    called: bool,
 }
 
 impl Lines {
@@ -120,7 +122,7 @@ impl Lines {
         let (tx, rx) = oneshot::channel();
         line.waiters.push_back(Waiter { tx, wants });
         self.0.waiting.fetch_add(1, Ordering::Relaxed);
-        Ok(Err(Ticket { rx, lines: self.clone(), key: key.clone() }))
+        Ok(Err(Ticket { rx, lines: self.clone(), key: key.clone(), called: false }))
     }
 
     /// Whether anybody of this process waits for the key.
@@ -239,15 +241,20 @@ impl Future for Ticket {
     type Output = Option<Entry>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.rx).poll(cx).map(Result::ok)
+        let polled = Pin::new(&mut self.rx).poll(cx).map(Result::ok);
+        self.called |= polled.is_ready();
+        polled
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.lines.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.called {
+            return;
+        }
         self.rx.close();
         let sent = self.rx.try_recv();
-        self.lines.0.waiting.fetch_sub(1, Ordering::Relaxed);
         let mut table = self.lines.table();
         if sent.is_err()
             && let Some(line) = table.lines.get_mut(&self.key)
