@@ -348,6 +348,11 @@ impl State {
         }
     }
 
+    /// Whether the keeper would look at it at another time than it should.
+    pub(crate) fn is_misplaced(&self) -> bool {
+        self.slot.map(Slot::at) != self.due()
+    }
+
     /// Until when a grant is certain: the smaller of the asked and the granted ttl counts.
     pub(crate) fn deadline(&self, lease: &Lease, since: Instant) -> Instant {
         lease::deadline(since, self.granted_ttl(lease))

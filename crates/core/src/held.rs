@@ -86,7 +86,7 @@ impl Held {
         policy: Policy,
     ) -> Result<bool, Error> {
         let now = Instant::now();
-        let same = {
+        let found = {
             let mut guard = self.claim.state();
             let state = &mut *guard;
             match &mut state.phase {
@@ -94,16 +94,17 @@ impl Held {
                     tenure.renew_at = policy.renew_at;
                     tenure.min_hold = policy.min_hold;
                     tenure.max_hold = policy.max_hold.and_then(|max| tenure.since.checked_add(max));
-                    Some(state.terms.ttl == ttl && *state.terms.metadata == *metadata)
+                    let same = state.terms.ttl == ttl && *state.terms.metadata == *metadata;
+                    Some((same, state.is_misplaced()))
                 }
                 _ => None,
             }
         };
         // It may have ended on its way.
-        let Some(same) = same else {
+        let Some((same, moved)) = found else {
             return Err(self.lost(self.check().err().unwrap_or(LossReason::Gone)));
         };
-        if policy.max_hold.is_some() {
+        if moved {
             self.keeper().place(&self.claim);
         }
         Ok(same)
@@ -339,6 +340,8 @@ impl Held {
                     return false;
                 };
                 tenure.token = token;
+                // Nobody renews what nobody has taken yet.
+                tenure.renew_at = None;
                 (tenure.min_hold, tenure.max_hold) = (Duration::ZERO, None);
                 tenure.passes += u32::from(state.contended);
                 self.token = token;

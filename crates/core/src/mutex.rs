@@ -114,7 +114,8 @@ impl Mutex {
 
     /// An owner id of one's own, to resume a lock after a restart, or to hand it to another process. Default: a new random one each time.
     ///
-    /// Whoever asks with the id of the holder *is* the holder. Use an id for one acquisition at a time.
+    /// Whoever asks with the id of the holder *is* the holder. Use an id for one acquisition at a time, and another one after a release that failed:
+    /// that is tried again in the background, and would end what was taken with the same id since.
     pub const fn owner(mut self, owner: Owner) -> Self {
         self.owner = Some(owner);
         self

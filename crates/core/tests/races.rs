@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use distlock_core::{Backend as _, Client, FencingToken, Guard, Lease, Owner, Standing};
 use distlock_memory::MemoryBackend;
+use futures_util::FutureExt as _;
 use support::{Bent, away};
 use tokio::time::{self, Instant, sleep};
 
@@ -175,4 +176,24 @@ async fn a_lock_is_renewed_before_its_deadline_however_late_its_renewal_is_wante
     let guard = client.mutex("k").renew_at(0.999).lock().await.unwrap();
     sleep(90 * SECOND).await;
     assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_does_not_look_at_what_was_handed_to_him_holds_it_up_for_a_ttl_at_most() {
+    let client = Client::new(MemoryBackend::new());
+    let mutex = client.mutex("k").ttl(30 * SECOND);
+    let guard = mutex.lock().await.unwrap();
+    let mut idle = Box::pin(mutex.lock());
+    assert!(idle.as_mut().now_or_never().is_none());
+    let next = mutex.clone();
+    let waiting = tokio::spawn(async move { next.lock().await.unwrap() });
+    sleep(SECOND).await;
+    drop(guard);
+    let next = time::timeout(31 * SECOND, waiting).await.expect("held up for ever").unwrap();
+    assert!(next.is_held());
+    drop(next);
+    assert!(
+        time::timeout(SECOND, idle).await.unwrap().unwrap().is_held(),
+        "it stands in line anew"
+    );
 }

@@ -19,6 +19,12 @@ pub(crate) struct Slot {
     serial: u64,
 }
 
+impl Slot {
+    pub(crate) const fn at(self) -> Instant {
+        self.at
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Table {
     due: BTreeMap<Slot, Claim>,
@@ -68,7 +74,7 @@ impl Table {
     pub(super) fn place(&mut self, claim: &Claim) -> bool {
         let mut state = claim.state();
         let due = state.due();
-        if state.slot.map(|slot| slot.at) == due {
+        if !state.is_misplaced() {
             return false;
         }
         if let Some(slot) = state.slot.take() {
