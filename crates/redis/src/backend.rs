@@ -96,7 +96,8 @@ impl RedisBackend {
                 .with_source(error)
         })?;
         let process = id.to_string();
-        let places = Arc::new(Places::new(id.as_u128() as u64, config.place_ttl));
+        let places =
+            Arc::new(Places::new(id.as_u128() as u64, config.place_ttl, config.confirm_pushes));
         let link = connect(config.link(format!("{CHANNEL}{process}")), Arc::clone(&places))
             .await
             .map_err(classify)?;

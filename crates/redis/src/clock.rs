@@ -32,6 +32,13 @@ impl Clock {
         }
     }
 
+    /// There may be another server now, with another clock.
+    pub(crate) fn forget(&self) {
+        for ahead in self.ahead.iter().chain([&self.any]) {
+            ahead.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// What the clock will not show before `patience` is over. A request that runs later than that was given up.
     ///
     /// It counts from the arrival of the latest reply: counted from its request, it could be late by as much as the reply was.
@@ -69,5 +76,7 @@ mod tests {
         clock.sample(1, 9_000_000);
         assert_eq!(clock.not_after(0, SECOND), 7_000_000);
         assert_eq!(clock.not_after(1, SECOND), 10_000_000);
+        clock.forget();
+        assert_eq!(clock.not_after(1, SECOND), 2_000_000, "long past for any server");
     }
 }

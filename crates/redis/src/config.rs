@@ -9,6 +9,9 @@ use crate::{
     url,
 };
 
+/// No time limit is shorter: none at all would be for ever.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// How to reach a Redis deployment, and how long to wait for it.
 ///
 /// # Examples
@@ -33,6 +36,7 @@ pub struct RedisConfig {
     pub(crate) request_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) place_ttl: Duration,
+    pub(crate) confirm_pushes: bool,
 }
 
 impl RedisConfig {
@@ -92,6 +96,7 @@ impl RedisConfig {
             request_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(5),
             place_ttl: Duration::from_secs(15),
+            confirm_pushes: false,
         }
     }
 
@@ -138,13 +143,13 @@ impl RedisConfig {
 
     /// How long a request may take, one second if nothing is said. Less than a third of the shortest ttl leaves room for a second attempt.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
-        self.request_timeout = timeout;
+        self.request_timeout = timeout.max(SHORTEST);
         self
     }
 
     /// How long connecting may take, five seconds if nothing is said.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = timeout.max(SHORTEST);
         self
     }
 
@@ -152,6 +157,15 @@ impl RedisConfig {
     /// looked after three times as often.
     pub fn place_ttl(mut self, ttl: Duration) -> Self {
         self.place_ttl = ttl.clamp(Duration::from_millis(100), Duration::from_secs(60));
+        self
+    }
+
+    /// Asks the server about every grant that it pushes, before it is believed.
+    ///
+    /// Without that, the deadline of a pushed grant is reckoned from the server's clock, which must not be set forward while somebody waits:
+    /// see `docs/guarantees.md`. It costs a round trip at each hand-over between processes.
+    pub fn confirm_pushes(mut self) -> Self {
+        self.confirm_pushes = true;
         self
     }
 
@@ -179,6 +193,7 @@ impl fmt::Debug for RedisConfig {
             .field("request_timeout", &self.request_timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("place_ttl", &self.place_ttl)
+            .field("confirm_pushes", &self.confirm_pushes)
             .finish()
     }
 }

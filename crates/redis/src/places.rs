@@ -39,6 +39,8 @@ pub(crate) struct Places {
     store: OnceLock<Weak<Store>>,
     pace: Pace,
     place_ttl: Duration,
+    /// Asks about every pushed grant, instead of reckoning with the server's clock.
+    confirm: bool,
 }
 
 /// What is known of one of them.
@@ -76,7 +78,7 @@ enum Verdict {
 }
 
 impl Places {
-    pub(crate) fn new(seed: u64, place_ttl: Duration) -> Self {
+    pub(crate) fn new(seed: u64, place_ttl: Duration, confirm: bool) -> Self {
         Self {
             table: Mutex::default(),
             serial: AtomicU64::new(0),
@@ -85,6 +87,7 @@ impl Places {
             store: OnceLock::new(),
             pace: Pace::new(seed),
             place_ttl,
+            confirm,
         }
     }
 
@@ -234,7 +237,7 @@ impl Places {
         let now = Instant::now();
         let mut table = self.table();
         let Some(place) = table.get_mut(&owner) else { return Verdict::Unknown };
-        let since = place.since(server, now);
+        let since = place.since(server, now).filter(|_| !self.confirm);
         let margin = (ttl / 100).max(Duration::from_millis(5));
         match since.filter(|&since| now < since + ttl.saturating_sub(margin)) {
             Some(since) => {
@@ -327,6 +330,9 @@ impl Listener for Places {
     }
 
     fn lost(&self) {
+        if let Some(store) = self.store() {
+            store.clock.forget();
+        }
         // Nobody will tell those who wait.
         for claim in self.claims(|place| !place.held) {
             claim.recheck();
@@ -335,159 +341,4 @@ impl Listener for Places {
 }
 
 #[cfg(test)]
-mod tests {
-    use distlock_core::Mode;
-    use futures_util::FutureExt as _;
-    use tokio::time::advance;
-
-    use super::*;
-
-    const TTL: Duration = Duration::from_secs(30);
-    const SECOND: Duration = Duration::from_secs(1);
-    const HEAD: Outlook = Outlook { left: Some(TTL), ours: true, rank: 0, hears: true };
-    /// The server's time when the first claim stands in line.
-    const START: i64 = 1_000_000_000;
-
-    fn claim() -> Claim {
-        let owner = Owner::random().unwrap();
-        Claim::new(Key::new("k").unwrap(), owner, Mode::Exclusive, TTL)
-    }
-
-    fn places() -> Places {
-        Places::new(7, Duration::from_secs(15))
-    }
-
-    fn grant(places: &Places, claim: &Claim, server: i64, waiting: u32) {
-        let ttl = TTL.as_millis();
-        let message = format!("g:{}:{server}:7:9:{ttl}:{waiting}:k", claim.owner());
-        places.push(message.as_bytes());
-    }
-
-    fn granted(claim: &Claim) -> Option<Lease> {
-        claim.granted().now_or_never().map(Result::unwrap)
-    }
-
-    fn queue(places: &Places, claim: &Claim, server: i64) -> Duration {
-        places.queued(claim, Anchor { server, local: Instant::now() }, HEAD)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_push_that_overtakes_the_reply_counts_from_the_request() {
-        let (places, claim) = (places(), claim());
-        let asked = places.enter(&claim);
-        advance(SECOND).await;
-        grant(&places, &claim, START, 0);
-        let lease = granted(&claim).unwrap();
-        assert_eq!(lease.since(), Some(asked));
-        assert_eq!((lease.token(), lease.spare()), (FencingToken::new(7), 2));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_push_counts_from_the_server_s_time_of_the_grant_less_a_hundredth() {
-        let (places, claim) = (places(), claim());
-        let asked = places.enter(&claim);
-        queue(&places, &claim, START);
-        advance(10 * SECOND).await;
-        grant(&places, &claim, START + 8_000_000, 0);
-        let since = granted(&claim).unwrap().since().unwrap();
-        assert_eq!(since - asked, Duration::from_millis(7920));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_push_older_than_the_last_answer_is_not_believed() {
-        let (places, claim) = (places(), claim());
-        places.enter(&claim);
-        queue(&places, &claim, START);
-        advance(SECOND).await;
-        queue(&places, &claim, START + 1_000_000);
-        grant(&places, &claim, START + 999_999, 0);
-        assert!(granted(&claim).is_none());
-        // And the answer to a question that was under way meanwhile is not believed for long.
-        assert_eq!(queue(&places, &claim, START + 1_000_000), Duration::from_millis(1));
-        assert!(SECOND < queue(&places, &claim, START + 1_000_000));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_push_from_a_clock_that_was_set_is_not_believed() {
-        let (places, claim) = (places(), claim());
-        places.enter(&claim);
-        queue(&places, &claim, START);
-        advance(SECOND).await;
-        grant(&places, &claim, START + 1_020_000, 0);
-        assert!(granted(&claim).is_none(), "1.02 s passed there and 1 s here");
-        grant(&places, &claim, START + 1_009_000, 0);
-        assert!(granted(&claim).is_some(), "so much the clocks may differ by");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_push_past_its_deadline_is_not_believed() {
-        let (places, claim) = (places(), claim());
-        places.enter(&claim);
-        queue(&places, &claim, START);
-        advance(TTL + SECOND).await;
-        grant(&places, &claim, START + 1_000_000, 0);
-        assert!(granted(&claim).is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_comes_out_of_order_does_not_move_the_anchor_back() {
-        let (places, claim) = (places(), claim());
-        places.enter(&claim);
-        let early = Anchor { server: START, local: Instant::now() };
-        advance(SECOND).await;
-        queue(&places, &claim, START + 1_000_000);
-        places.queued(&claim, early, HEAD);
-        grant(&places, &claim, START + 500_000, 0);
-        assert!(granted(&claim).is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_is_gone_is_not_granted_anything_and_nothing_is_kept_of_it() {
-        let (places, claim) = (places(), claim());
-        places.enter(&claim);
-        assert!(places.leave(claim.owner()).is_some());
-        grant(&places, &claim, START, 0);
-        assert!(granted(&claim).is_none());
-        assert!(places.table().is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lock_that_is_taken_away_ends_its_claim() {
-        let (places, claim) = (places(), claim());
-        places.enter(&claim);
-        places.push(format!("l:{}", claim.owner()).as_bytes());
-        assert!(matches!(claim.granted().now_or_never(), Some(Err(LossReason::Gone))));
-        assert!(places.table().is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_came_for_an_owner_before_does_not_end_it_when_it_comes_again() {
-        let (places, claim) = (places(), claim());
-        places.enter(&claim);
-        let (serial, _) = places.renewing(claim.owner()).unwrap();
-        places.leave(claim.owner());
-        places.enter(&claim);
-        places.leave_as(claim.owner(), serial);
-        assert!(places.knows(claim.owner()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_foreign_lock_without_a_ttl_is_unending_when_seen_twice_a_second_apart() {
-        let (places, key) = (places(), Key::new("k").unwrap());
-        let unending = Taken { left: None, ours: false };
-        let ending = Taken { left: Some(SECOND), ours: false };
-        assert!(!places.is_unending(&key, unending));
-        advance(SECOND / 2).await;
-        assert!(!places.is_unending(&key, unending));
-        advance(SECOND / 2).await;
-        assert!(places.is_unending(&key, unending));
-        assert!(!places.is_unending(&key, ending), "its ttl came");
-        assert!(!places.is_unending(&key, unending), "another one");
-        advance(FORGOTTEN).await;
-        assert!(!places.is_unending(&key, unending), "too long ago");
-        for number in 0..3 * MAX_UNENDING {
-            places.is_unending(&Key::new(number.to_string()).unwrap(), unending);
-        }
-        assert!(places.unending().len() <= MAX_UNENDING);
-    }
-}
+mod tests;

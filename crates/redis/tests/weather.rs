@@ -19,7 +19,7 @@ use distlock_redis::RedisBackend;
 use distlock_servers::redis::RedisServer;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 fn kind(error: &Error) -> ErrorKind {
@@ -53,13 +53,14 @@ async fn a_stopped_server_does_not_make_a_loss_late() {
     let client = client(&server).await;
     let guard = client.mutex("k").ttl(ms(3000)).lock().await.unwrap();
     server.stop().unwrap();
+    let stopped = Instant::now();
     let deadline = guard.expires_at();
     let reason = soon(guard.lost()).await;
     let late = Instant::now().saturating_duration_since(deadline);
     assert_eq!(reason, LossReason::Expired);
     assert!(!guard.is_held());
     assert!(late < ms(500), "told {late:?} after its deadline");
-    assert!(Instant::now() < deadline + ms(2000));
+    sleep_until(stopped + ms(5000)).await;
     server.cont().unwrap();
     eventually("what it asked for meanwhile is given back", || leftovers(&server).is_empty()).await;
     drop(soon(client.mutex("k").lock()).await.unwrap());
@@ -93,7 +94,7 @@ async fn a_server_that_comes_back_empty_serves_all_who_wait_one_at_a_time() {
     while let Some(done) = soon(tasks.join_next()).await {
         done.unwrap();
     }
-    let tokens = tokens.lock().unwrap();
+    let tokens = std::mem::take(&mut *tokens.lock().unwrap());
     assert_eq!(tokens.len(), 20);
     assert!(token < tokens[0] && tokens.is_sorted_by(|one, two| one < two), "{tokens:?}");
     eventually("nothing is left", || leftovers(&server).is_empty()).await;

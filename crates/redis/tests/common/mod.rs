@@ -35,9 +35,13 @@ pub(crate) fn command(server: &RedisServer, args: &[&str]) -> String {
 
 /// How many keys there are, but for the fence counters, which outlive their locks.
 pub(crate) fn leftovers(server: &RedisServer) -> Vec<String> {
-    let keys =
-        command(server, &["EVAL", "return table.concat(redis.call('KEYS', '*'), '\\n')", "0"]);
-    keys.lines().filter(|key| !key.starts_with("__distlock:f:")).map(str::to_owned).collect()
+    const SCRIPT: &str = "
+        local left = {}
+        for _, key in ipairs(redis.call('KEYS', '*')) do
+            if string.sub(key, 1, 13) ~= '__distlock:f:' then left[#left + 1] = key end
+        end
+        return table.concat(left, '\\n')";
+    command(server, &["EVAL", SCRIPT, "0"]).lines().map(str::to_owned).collect()
 }
 
 /// Waits until something is so, and says what was not if it hangs.
