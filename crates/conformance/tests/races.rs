@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use distlock_conformance::{Fault, Faulty, Op};
-use distlock_core::{Client, Linear};
+use distlock_core::{Backend as _, Client, Linear};
 use distlock_memory::MemoryBackend;
 use tokio::time;
 
@@ -27,4 +27,23 @@ async fn an_attempt_whose_claim_is_ended_under_way_asks_anew() {
     guard.release().await.unwrap();
     time::sleep(Duration::from_secs(60)).await;
     assert!(store.is_empty());
+}
+
+/// A confirmation that took its time: the lease counts from when the renewal was sent, and no guard outlives it.
+#[tokio::test(start_paused = true)]
+async fn a_slow_confirmation_counts_from_its_request() {
+    let store = MemoryBackend::new();
+    let faulty = Faulty::new(store.clone()).timeout(Duration::from_millis(100));
+    let client = Client::new(faulty.clone());
+    let guard = client.mutex("key").ttl(Duration::from_secs(1)).lock().await.unwrap();
+    faulty.next(Op::Renew, Fault::DelayReply(Duration::from_millis(500)));
+    time::sleep(Duration::from_millis(900)).await;
+    assert!(guard.is_held(), "the renewal was confirmed");
+    faulty.always(Op::Renew, Fault::LoseRequest);
+    while guard.is_held() {
+        let holders = store.inspect(guard.key()).await.unwrap().holders;
+        assert_eq!(holders.len(), 1, "a guard says that it is held, the store has nothing");
+        time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(guard);
 }
