@@ -183,6 +183,7 @@ macro_rules! suite {
                 waiters_of_a_process_have_one_place,
                 the_order_of_arrival_across_clients,
                 a_shared_strategy_is_not_used_up,
+                fault_d7_a_thousand_waiters_of_a_process,
             ]
         }
     };

@@ -299,3 +299,24 @@ pub async fn a_shared_strategy_is_not_used_up(stage: &Stage) {
     }
     assert_eq!(strategy.delays().count(), 100);
 }
+
+/// FAULTS D7: a thousand waiters of one process on one key: all are served, and the store hears of few.
+pub async fn fault_d7_a_thousand_waiters_of_a_process(stage: &Stage) {
+    let faulty = stage.faulty();
+    let watch = Watch::default();
+    let client = stage.builder_of(faulty.clone()).observer(watch.clone()).build().expect("valid");
+    let guard = lock(&client).await;
+    let mut waiters = JoinSet::new();
+    for _ in 0..1000 {
+        let mutex = client.mutex(Stage::NAME);
+        waiters.spawn(async move { mutex.lock().await.expect("an answer").release().await });
+    }
+    watch.contended(1000).await;
+    assert_eq!(faulty.calls(Op::Acquire), 1, "they wait in this process");
+    assert!(stage.inspect().await.waiting.unwrap_or(0) <= 1);
+    guard.release().await.expect("an answer");
+    for released in within("all are served", waiters.join_all()).await {
+        released.expect("an answer");
+    }
+    assert!(faulty.calls(Op::Acquire) <= 1001, "one contender at a time");
+}
