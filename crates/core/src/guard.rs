@@ -16,9 +16,9 @@ use crate::{
 /// It is renewed until then, unless it was asked not to be. It knows its own deadline: [`lost`](Self::lost) completes and [`is_held`](Self::is_held) is false no later
 /// than [`expires_at`](Self::expires_at) by the clock of this process, whatever the network does. A lost guard never comes back to life.
 ///
-/// No lock can stop code that is already running, nor tell a process that does not run. After a pause of the process (a stop signal, a suspended
-/// machine, a debugger) the lock may be somebody else's while the next line of yours runs: ask [`is_held`](Self::is_held) before each step, and give
-/// the [`fencing_token`](Self::fencing_token) to the resource, which closes what is left of the window.
+/// No lock can stop code that is already running, nor tell a process that does not run. After a pause of the process (a stop signal, a
+/// debugger, a busy host) the lock may be somebody else's while the next line of yours runs: ask [`is_held`](Self::is_held) before each step, and give
+/// the [`fencing_token`](Self::fencing_token) to the resource, which closes what is left of the window. Where the clock itself stands still, as on a machine that is suspended, only the token helps.
 ///
 /// # Dropping
 /// The request to release leaves at once when the guard is dropped inside a tokio runtime, else through the client's own as long as that lives. Without any
