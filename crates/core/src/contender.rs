@@ -50,6 +50,8 @@ struct Bid {
     sent: Instant,
     /// The store may have something of it.
     engaged: bool,
+    /// How often the store was asked.
+    asked: u32,
 }
 
 /// How an exchange with the store ended.
@@ -256,10 +258,11 @@ impl Contender {
             Some(bid) => bid,
             empty => {
                 let claim = self.client.claim(&self.ask, queue, self.turn.is_some(), BLOCK)?;
-                empty.insert(Bid { claim, call: None, sent, engaged: true })
+                empty.insert(Bid { claim, call: None, sent, engaged: true, asked: 0 })
             }
         };
         (bid.sent, bid.engaged) = (sent, true);
+        bid.asked = bid.asked.saturating_add(1);
         let mut call = self.client.backend.start_acquire(bid.claim.clone());
         // A store that answers at once costs no timer.
         let claim = bid.claim.clone();
@@ -319,8 +322,8 @@ impl Contender {
         match Held::take(&self.client, &bid.claim, lease, since, self.ask.policy, &mut self.turn) {
             Ok(mut held) => {
                 held.seated = std::mem::take(&mut self.seated);
-                if let Some(Bid { claim, call: Some(call), .. }) = self.bid.take() {
-                    self.outlive(claim, call);
+                if let Some(Bid { claim, call: Some(call), asked, .. }) = self.bid.take() {
+                    self.outlive(claim, call, asked);
                 }
                 self.acquired(held.token());
                 Ok(held)
@@ -333,10 +336,10 @@ impl Contender {
     }
 
     /// Sees to an attempt whose answer says nothing new. Should it be carried out after the lock was given back, it is given back again.
-    fn outlive(&self, claim: Claim, call: BoxFuture<Result<Standing, BackendError>>) {
+    fn outlive(&self, claim: Claim, call: BoxFuture<Result<Standing, BackendError>>, asked: u32) {
         let keeper = self.client.keeper.clone();
-        // An id of the user's own may be in use again by then.
-        let again = self.ask.owner.is_none();
+        // The grant answered the only attempt there was, or else an earlier one. And an id of the user's own may be in use again by then.
+        let again = asked > 1 && self.ask.owner.is_none();
         self.client.keeper.adopt(Box::pin(async move {
             let _ = call.await;
             if again && matches!(claim.settled(), Some(Err(_))) {
