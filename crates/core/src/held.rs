@@ -41,7 +41,7 @@ impl Held {
         turn: &mut Option<Turn>,
     ) -> Result<Self, LossReason> {
         let now = Instant::now();
-        {
+        let waker = {
             let mut state = claim.state();
             match state.phase {
                 Phase::Over { reason, .. } => return Err(reason),
@@ -58,7 +58,10 @@ impl Held {
             let ttl = state.granted_ttl(lease);
             state.phase =
                 Phase::Held(Tenure::new(lease, since, deadline, now, ttl, turn.take(), policy));
-        }
+            state.take_waker()
+        };
+        // Nobody waits for this claim any more: its end must not wake whoever releases it, which costs more than the release.
+        drop(waker);
         client.keeper.place(claim);
         if client.check_open().is_err() {
             // Whether the shutdown has seen it in the keeper's table or not, it is over.

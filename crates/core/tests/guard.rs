@@ -2,9 +2,18 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
 
-use distlock_core::{Client, FencingToken, Lease, Standing};
+use distlock_core::{Backend as _, Client, FencingToken, Lease, Standing};
 use distlock_memory::MemoryBackend;
 use futures_util::FutureExt as _;
 use support::Bent;
@@ -46,4 +55,37 @@ async fn a_lock_that_ended_on_its_way_is_not_handed_out() {
     std::thread::sleep(SECOND / 5);
     let got = waiting.as_mut().now_or_never();
     assert!(got.is_none_or(|guard| guard.unwrap().is_held()));
+}
+
+/// Counts how often it is woken.
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_release_does_not_wake_who_took_the_lock() {
+    let client = Client::new(Bent::new().acquire(|store, claim, _| async move {
+        time::sleep(SECOND / 50).await;
+        store.acquire(&claim).await
+    }));
+    let mutex = client.mutex("k");
+    let count = Arc::new(Count(AtomicUsize::new(0)));
+    let guard = {
+        let waker = Waker::from(Arc::clone(&count));
+        let mut lock = pin!(mutex.lock());
+        loop {
+            if let Poll::Ready(guard) = lock.as_mut().poll(&mut Context::from_waker(&waker)) {
+                break guard.unwrap();
+            }
+            time::sleep(SECOND / 100).await;
+        }
+    };
+    let before = count.0.load(Ordering::Relaxed);
+    assert!(0 < before, "it was waited for");
+    guard.release().await.unwrap();
+    assert_eq!(count.0.load(Ordering::Relaxed), before);
 }
