@@ -162,7 +162,16 @@ impl Store {
         if let Some(until) = place.as_ref().and_then(|place| place.ghost_until) {
             self.release_later(words.clone(), until);
         }
-        let gave = self.give_back(&words).await?;
+        let gave = match self.give_back(&words).await {
+            Err(error)
+                if error.is_transient() && place.as_ref().is_some_and(|place| !place.held) =>
+            {
+                // A lock ends with its ttl, and so long core tries again. A place stays for longer.
+                self.give_back_until(words, Instant::now() + self.place_ttl);
+                return Err(error);
+            }
+            answer => answer?,
+        };
         if let Some(place) = place.filter(|_| gave) {
             // Nothing new to whoever gives back what is its own, but it may be taken by force.
             place.claim.end(LossReason::Gone);
@@ -229,16 +238,20 @@ impl Store {
     }
 
     /// Releases what was granted to an owner that is over.
-    pub(crate) fn give_back_unknown(self: Arc<Self>, owner: Owner, key: &str, ttl: Duration) {
+    pub(crate) fn give_back_unknown(&self, owner: Owner, key: &str, ttl: Duration) {
         let Ok(key) = Key::new(key) else { return };
+        let Ok(names) = Names::of(&key) else { return };
+        let words = self.release_words(&names, owner, 0, Duration::ZERO, true);
+        self.give_back_until(words, Instant::now() + ttl);
+    }
+
+    /// Sends a release in the background until it is answered, or not worth it any more.
+    fn give_back_until(&self, words: Vec<Bytes>, end: Instant) {
+        let Some(store) = self.places.store() else { return };
         let Ok(permit) = Arc::clone(&self.background).try_acquire_owned() else { return };
-        let runtime = self.runtime.clone();
-        runtime.spawn(async move {
-            let Ok(names) = Names::of(&key) else { return };
-            let words = self.release_words(&names, owner, 0, Duration::ZERO, true);
-            let end = Instant::now() + ttl;
+        self.runtime.spawn(async move {
             let mut pause = Duration::from_millis(16);
-            while let Err(error) = self.give_back(&words).await {
+            while let Err(error) = store.give_back(&words).await {
                 if !error.is_transient() || end < Instant::now() + pause {
                     break;
                 }

@@ -180,3 +180,21 @@ async fn a_holder_and_a_waiter_outlive_cut_connections() {
     guard.release().await.unwrap();
     assert!(soon(task).await.unwrap().is_held());
 }
+
+#[tokio::test]
+async fn a_place_is_given_back_also_after_an_outage_longer_than_the_ttl() {
+    let server = server();
+    let proxy = proxy(&server);
+    let waiter = behind(&proxy, "100ms").await;
+    let guard = client(&server).await.mutex(KEY).lock().await.unwrap();
+    let mutex = waiter.mutex(KEY).ttl(ms(200));
+    let task = tokio::spawn(async move { mutex.lock().await.map(drop) });
+    eventually("it waits", || waiting(&server) == "1").await;
+    proxy.blackhole(true);
+    task.abort();
+    sleep(ms(1000)).await;
+    assert_eq!(waiting(&server), "1");
+    proxy.blackhole(false);
+    eventually("it has left", || waiting(&server) == "0").await;
+    assert!(guard.is_held());
+}
