@@ -109,6 +109,8 @@ impl RedisBackend {
             clock.sample(0, seconds.saturating_mul(1_000_000).saturating_add(micros));
         }
         let eviction = eviction::look(&link).await;
+        // Who is subscribed keeps its turn from the first lock on. Who is not is told, or may not be: the line works all the same.
+        let _ = link.subscribed().await;
         let store = Arc::new(Store {
             link,
             places: Arc::clone(&places),

@@ -25,14 +25,14 @@ end
 
 --@common
 
-local H, owner, process, ttl = KEYS[4], string.sub(ARGV[1], 5, 36), string.sub(ARGV[1], 38, 69), tonumber(ARGV[2])
+local H, owner, process, ttl = KEYS[4], string.sub(ARGV[1], 5, 36), string.sub(ARGV[1], 38, 69), ARGV[2]
 local state, a, z, has, waiting = stand(L, F, Q, H, v, owner, ARGV[7], ARGV[9])
 if state == 'held' then
   if v then
     -- Asked again, perhaps by another process that resumes it: with its words, and told there what is to be told from now on.
-    local value = ARGV[1] .. fmt(a) .. ':' .. fmt(z) .. ':' .. fmt(math.max(has, ttl)) .. ':' .. ARGV[5]
+    if tonumber(has) < tonumber(ttl) then has = ttl end
+    local value = ARGV[1] .. a .. ':' .. z .. ':' .. has .. ':' .. ARGV[5]
     if value ~= v then
-      has = math.max(has, ttl)
       call('PEXPIRE', L, has)
       call('SET', L, value, 'PX', has)
     end
@@ -48,10 +48,11 @@ local place
 v, place = a, z
 local left, ours = rest_of(L, v)
 if ARGV[6] == 'try' then return {'busy', us, left, ours} end
-if not place then
-  call('ZADD', Q, call('HINCRBY', H, '#', 1), owner)
-  call('HSET', H, owner .. 'i', process .. ':' .. ARGV[8] .. ':' .. ARGV[2] .. ':' .. ARGV[3] .. ':' .. ARGV[5])
-  touch(Q, H, owner, ARGV[9])
-  if v and ours == 1 and call('ZCARD', Q) == 1 then tell(parse(v), 'c:' .. string.sub(v, 5, 36)) end
-end
-return {'queued', us, left, ours, call('ZRANK', Q, owner)}
+if place then return {'queued', us, left, ours, call('ZRANK', Q, owner)} end
+call('ZADD', Q, call('HINCRBY', H, '#', 1), owner)
+call('HSET', H, owner, ms + ARGV[9], owner .. 'i', process .. ':' .. ARGV[8] .. ':' .. ttl .. ':' .. ARGV[3] .. ':' .. ARGV[5])
+call('PEXPIRE', Q, PLACE_MAX)
+call('PEXPIRE', H, PLACE_MAX)
+local waiting = call('ZCARD', Q)
+if v and ours == 1 and waiting == 1 then tell(parse(v), 'c:' .. string.sub(v, 5, 36)) end
+return {'queued', us, left, ours, waiting - 1}

@@ -6,8 +6,9 @@
 local IDLE, PLACE_MAX, LIMIT, BATCH = 3600000, 60000, 512, 64
 local ms = math.floor(us / 1000)
 
--- Lua writes numbers with 14 digits.
+-- Lua by itself writes numbers with 14 digits. It is slow, so no number is written twice.
 local function fmt(n) return string.format('%.0f', n) end
+local now = fmt(us)
 
 local function is(v, owner) return string.sub(v, 1, 37) == 'dl1:' .. owner .. ':' end
 
@@ -19,17 +20,18 @@ local function extend(L, ttl)
   if call('PTTL', L) < ttl then call('PEXPIRE', L, ttl) end
 end
 
--- The next tokens: a clock that never stands still and never goes back.
+-- The next tokens, first and last, in digits: a clock that never stands still and never goes back.
 local function block(last, size)
+  if last < us and size == '1' then return now, now end
   local a = us
   if last >= us then a = last + 1 end
-  return a, a + size - 1
+  return fmt(a), fmt(a + size - 1)
 end
 
 -- `head`: the value as far as the process.
 local function put(L, F, head, a, z, ttl, metadata)
-  call('SET', F, fmt(z), 'PX', ttl + IDLE)
-  call('SET', L, head .. fmt(a) .. ':' .. fmt(z) .. ':' .. fmt(ttl) .. ':' .. metadata, 'PX', ttl)
+  call('SET', F, z, 'PX', ttl + IDLE)
+  call('SET', L, head .. a .. ':' .. z .. ':' .. ttl .. ':' .. metadata, 'PX', ttl)
 end
 
 -- Refused for want of a right, it harms nobody: polls carry the protocol then.
@@ -40,20 +42,6 @@ local function deaf(process, exact)
   return exact == '1' and redis.pcall('PUBSUB', 'NUMSUB', '__distlock:c:' .. process)[2] == 0
 end
 
--- Takes the first k out of the line. Its first write is one that a full memory does not refuse, nor then what follows.
-local function drop(Q, H, heads, k)
-  call('ZREMRANGEBYRANK', Q, 0, k - 1)
-  local fields = {}
-  for i = 1, k do
-    fields[#fields + 1] = heads[i]
-    fields[#fields + 1] = heads[i] .. 'i'
-  end
-  call('HDEL', H, unpack(fields))
-  local left = call('ZCARD', Q)
-  if left == 0 then call('DEL', H) end
-  return left
-end
-
 -- Grants the free lock to the first place that is alive; `me` is, for it asks. `last`: the last token, where it is known.
 -- 'none': nobody stands in line; 'other'; 'mine', first, last, ttl, waiting; 'more': only dead ones so far, to be said again.
 local function promote(L, F, Q, H, last, me, exact)
@@ -61,39 +49,48 @@ local function promote(L, F, Q, H, last, me, exact)
   while seen < LIMIT do
     local heads = call('ZRANGE', Q, 0, n - 1)
     if #heads == 0 then return 'none' end
-    local deadlines = call('HMGET', H, unpack(heads))
-    local live, process, ttl, size, metadata
+    local fields = {}
     for i = 1, #heads do
-      local deadline = tonumber(deadlines[i] or '-1')
+      fields[2 * i - 1] = heads[i]
+      fields[2 * i] = heads[i] .. 'i'
+    end
+    local places = call('HMGET', H, unpack(fields))
+    local owner, process, ttl, size, metadata
+    local k = #heads
+    for i = 1, #heads do
+      local deadline = tonumber(places[2 * i - 1] or '-1')
       -- Not too far ahead either: a step back of the clock keeps no dead place alive.
       if deadline >= ms and deadline <= ms + PLACE_MAX then
         local hears
-        process, hears, ttl, size, metadata = string.match(call('HGET', H, heads[i] .. 'i') or '', '^(%x+):(%d):(%d+):(%d+):(.*)$')
+        process, hears, ttl, size, metadata = string.match(places[2 * i] or '', '^(%x+):(%d):(%d+):(%d+):(.*)$')
         if process and (heads[i] == me or hears == '0' or not deaf(process, exact)) then
-          live = i
+          owner, k = heads[i], i
           break
         end
       end
     end
-    local waiting = drop(Q, H, heads, live or #heads)
-    seen, n = seen + (live or #heads), BATCH
-    if live then
-      local owner = heads[live]
+    -- The first write is one that a full memory does not refuse, nor then what follows.
+    call('ZREMRANGEBYRANK', Q, 0, k - 1)
+    call('HDEL', H, unpack(fields, 1, 2 * k))
+    local waiting = call('ZCARD', Q)
+    if waiting == 0 then call('DEL', H) end
+    if owner then
       local a, z = block(last or tonumber(call('GET', F) or '0'), size)
-      put(L, F, 'dl1:' .. owner .. ':' .. process .. ':', a, z, tonumber(ttl), metadata)
-      if owner == me then return 'mine', a, z, tonumber(ttl), waiting end
-      tell(process, 'g:' .. owner .. ':' .. fmt(us) .. ':' .. fmt(a) .. ':' .. fmt(z) .. ':' .. ttl .. ':' .. waiting .. ':' .. L)
+      put(L, F, 'dl1:' .. owner .. ':' .. process .. ':', a, z, ttl, metadata)
+      if owner == me then return 'mine', a, z, ttl, waiting end
+      tell(process, 'g:' .. owner .. ':' .. now .. ':' .. a .. ':' .. z .. ':' .. ttl .. ':' .. waiting .. ':' .. L)
       return 'other'
     end
+    seen, n = seen + k, BATCH
   end
   return 'more'
 end
 
--- The head of the line and the waiters behind it stay for so long; a dead one no longer.
+-- Keeps a place alive, and the line with it.
 local function touch(Q, H, owner, place_ttl)
   call('PEXPIRE', Q, PLACE_MAX)
   call('PEXPIRE', H, PLACE_MAX)
-  call('HSET', H, owner, fmt(ms + place_ttl))
+  call('HSET', H, owner, ms + place_ttl)
 end
 
 -- What an owner has: keeps it alive, and grants a free lock to the head of the line.
@@ -102,7 +99,7 @@ local function stand(L, F, Q, H, v, owner, exact, place_ttl)
   if v and is(v, owner) then
     local _, a, z, ttl = parse(v)
     extend(L, tonumber(ttl))
-    return 'held', tonumber(a), tonumber(z), tonumber(ttl), call('ZCARD', Q)
+    return 'held', a, z, ttl, call('ZCARD', Q)
   end
   local place = call('HEXISTS', H, owner .. 'i') == 1 and call('ZSCORE', Q, owner)
   if place then touch(Q, H, owner, place_ttl) end
