@@ -153,9 +153,8 @@ async fn a_right_to_join_that_is_missing_is_told_and_the_lock_is_left_alone() {
     let server = server();
     let holder = Client::builder(backend(&server).await).prefix("jobs/").build().unwrap();
     let guard = holder.mutex("k").lock().await.unwrap();
-    for (number, right) in ["+zadd", "+hincrby", "+hset", "+zcard", "+zrank", "+pttl", "+pexpire"]
-        .into_iter()
-        .enumerate()
+    for (number, right) in
+        ["+zadd", "+hincrby", "+hset", "+zcard", "+pttl", "+pexpire"].into_iter().enumerate()
     {
         let client = user(&server, &format!("user{number}"), &[right]).await;
         let Error::Backend(error) = soon(client.mutex("k").lock()).await.unwrap_err() else {
