@@ -10,6 +10,7 @@ use distlock_redis::RedisBackend;
 use distlock_servers::{
     proxy::{Direction, Matcher, Proxy},
     redis::RedisServer,
+    resp::Reply,
 };
 use tokio::time::{sleep, timeout};
 
@@ -32,6 +33,30 @@ fn proxy(server: &RedisServer) -> Proxy {
 /// Scripts for the lock.
 fn about_it() -> Matcher {
     Matcher::command("EVALSHA").and(Matcher::containing(KEY))
+}
+
+/// From now on the server records what it carries out.
+fn record(server: &RedisServer) {
+    command(server, &["CONFIG", "SET", "slowlog-log-slower-than", "0"]);
+    command(server, &["SLOWLOG", "RESET"]);
+}
+
+/// The acquisition of the lock, as the server has recorded it.
+fn recorded(server: &RedisServer) -> Vec<String> {
+    let Reply::Array(entries) = server.reply(&["SLOWLOG", "GET", "100"]).unwrap() else { panic!() };
+    let args = entries.iter().map(|entry| match entry {
+        Reply::Array(parts) => match &parts[3] {
+            Reply::Array(args) => args.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            _ => panic!(),
+        },
+        _ => panic!(),
+    });
+    let is_it = |args: &Vec<String>| {
+        args[0] == "EVALSHA"
+            && args.iter().any(|arg| arg == KEY)
+            && args.iter().any(|arg| arg.starts_with("dl1:"))
+    };
+    args.rev().find(is_it).expect("it was recorded")
 }
 
 fn waiting(server: &RedisServer) -> String {
@@ -197,4 +222,33 @@ async fn a_place_is_given_back_also_after_an_outage_longer_than_the_ttl() {
     proxy.blackhole(false);
     eventually("it has left", || waiting(&server) == "0").await;
     assert!(guard.is_held());
+}
+
+#[tokio::test]
+async fn what_is_carried_out_late_is_refused() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "200ms").await;
+    record(&server);
+    client.mutex(KEY).lock().await.unwrap().release().await.unwrap();
+    let again = recorded(&server);
+    sleep(ms(300)).await;
+    let answer = server.command(&again).unwrap();
+    assert!(answer.starts_with("late"), "{answer}");
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_carried_out_after_its_release_is_released_again() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "1s").await;
+    record(&server);
+    // The first request has no answer, so the server may still have it in store.
+    proxy.drop_request(1, about_it());
+    let guard = soon(client.mutex(KEY).lock()).await.unwrap();
+    guard.release().await.unwrap();
+    server.command(&recorded(&server)).unwrap();
+    assert_eq!(leftovers(&server), [KEY], "taken, by nobody");
+    eventually("it is free long before its ttl", || leftovers(&server).is_empty()).await;
 }

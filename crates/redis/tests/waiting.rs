@@ -197,7 +197,8 @@ async fn a_minimal_hold_is_kept_and_then_the_next_comes() {
     assert_eq!(seen.holders[0].owner, None, "by nobody");
     assert!(one.mutex("k").try_lock().await.unwrap().is_none());
     let guard = soon(waiter).await.unwrap();
-    assert!(ms(390) <= started.elapsed(), "{:?}", started.elapsed());
+    // The head of the line was told of the rest: its next look would have been seconds later.
+    assert!((ms(390)..ms(3000)).contains(&started.elapsed()), "{:?}", started.elapsed());
     assert!(token < guard.fencing_token());
 }
 
@@ -242,26 +243,27 @@ async fn one_at_a_time_however_many_processes_and_tasks() {
 }
 
 #[tokio::test]
-async fn tokens_stay_behind_the_clock_however_many_are_reserved() {
+async fn tokens_that_were_reserved_and_not_used_are_given_back() {
     let server = server();
     let client = client(&server).await;
-    // Those who wait in the process have tokens reserved for them, whose rest is given back.
-    for _ in 0..50 {
-        let first = client.mutex("k").lock().await.unwrap();
-        let waiter = {
-            let mutex = client.mutex("k");
-            tokio::spawn(async move { mutex.lock().await.unwrap() })
-        };
-        tokio::task::yield_now().await;
-        drop(first);
-        soon(waiter).await.unwrap().release().await.unwrap();
-    }
-    eventually("it is free", || command(&server, &["EXISTS", "k"]) == "0").await;
-    let fence: u64 = command(&server, &["GET", "__distlock:f:{k}k"]).parse().unwrap();
-    let time = command(&server, &["TIME"]);
-    let mut time = time.lines().map(|part| part.parse::<u64>().unwrap());
-    let now = time.next().unwrap() * 1_000_000 + time.next().unwrap();
-    assert!(fence <= now, "{fence} is ahead of {now}");
+    let first = client.mutex("k").lock().await.unwrap();
+    let wait = || {
+        let mutex = client.mutex("k");
+        tokio::spawn(async move { mutex.lock().await.unwrap() })
+    };
+    let (second, third) = (wait(), wait());
+    tokio::task::yield_now().await;
+    first.release().await.unwrap();
+    // It is granted many, for another one of this process waits.
+    let second = soon(second).await.unwrap();
+    let fence = || command(&server, &["GET", "__distlock:f:{k}k"]).parse::<u64>().unwrap();
+    assert!(second.fencing_token().as_u64() + 100 < fence());
+    second.release().await.unwrap();
+    let third = soon(third).await.unwrap();
+    let used = third.fencing_token().as_u64();
+    assert!(used < fence(), "handed on inside the process");
+    third.release().await.unwrap();
+    assert_eq!(fence(), used, "or the counter would outrun the clock");
 }
 
 #[tokio::test]
