@@ -7,6 +7,7 @@
 //! All calls block for milliseconds to seconds and need no runtime. They are made for tests, which
 //! may call them from async code as they are.
 
+mod certificate;
 pub mod net;
 pub mod process;
 pub mod proxy;

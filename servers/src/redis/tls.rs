@@ -1,13 +1,11 @@
 //! A Redis server behind TLS.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-
-use crate::redis::RedisServer;
+use crate::{certificate::Authority, redis::RedisServer};
 
 /// One server whose only port speaks TLS, with a certificate made on the spot.
 ///
@@ -77,25 +75,8 @@ const CA: &str = "ca.pem";
 const OTHER_CA: &str = "other-ca.pem";
 
 fn write_certificates(dir: &Path) -> io::Result<()> {
-    let (ca, issuer) = authority("distlock test authority")?;
-    fs::write(dir.join(CA), ca)?;
-    let (other, _) = authority("another authority")?;
-    fs::write(dir.join(OTHER_CA), other)?;
-    let key = KeyPair::generate().map_err(io::Error::other)?;
-    let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-    let certificate = CertificateParams::new(names)
-        .and_then(|params| params.signed_by(&key, &issuer))
-        .map_err(io::Error::other)?;
-    fs::write(dir.join("server.pem"), certificate.pem())?;
-    fs::write(dir.join("server.key"), key.serialize_pem())
-}
-
-fn authority(name: &str) -> io::Result<(String, Issuer<'static, KeyPair>)> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let key = KeyPair::generate().map_err(io::Error::other)?;
-    let certificate = params.self_signed(&key).map_err(io::Error::other)?;
-    Ok((certificate.pem(), Issuer::new(params, key)))
+    let authority = Authority::new("distlock test authority")?;
+    authority.write(&dir.join(CA))?;
+    authority.sign(dir, "server")?;
+    Authority::new("another authority")?.write(&dir.join(OTHER_CA))
 }
