@@ -8,6 +8,7 @@
 //! may call them from async code as they are.
 
 mod certificate;
+pub mod etcd;
 pub mod net;
 pub mod process;
 pub mod proxy;

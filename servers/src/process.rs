@@ -270,6 +270,10 @@ pub fn find(program: &str) -> io::Result<PathBuf> {
     env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file()).ok_or_else(
         || {
             let cure = match program {
+                "etcd" => "`apt-get install etcd-server` brings it, and so does `cargo xtask test`",
+                "etcdctl" => {
+                    "`apt-get install etcd-client` brings it, and so does `cargo xtask test`"
+                }
                 "redis-server" | "redis-cli" => {
                     "`apt-get install redis-server` brings it, and so does `cargo xtask test`"
                 }
