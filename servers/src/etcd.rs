@@ -1,5 +1,6 @@
 //! etcd servers.
 
+mod cluster;
 mod metrics;
 
 use std::{
@@ -15,6 +16,8 @@ use crate::{
     process::{Process, find, temp_dir},
 };
 
+pub use self::cluster::EtcdCluster;
+
 /// How long a member may take until it is healthy, on a machine that is busy compiling.
 const START: Duration = Duration::from_secs(60);
 
@@ -23,7 +26,7 @@ const ATTEMPTS: usize = 10;
 
 /// One member of etcd, with its data in a temporary folder.
 ///
-/// Alone it is a whole cluster.
+/// Alone it is a whole cluster; three make an [`EtcdCluster`].
 ///
 /// ```no_run
 /// # fn main() -> std::io::Result<()> {
