@@ -2,6 +2,7 @@
 
 mod cluster;
 mod metrics;
+mod tls;
 
 use std::{
     env, fmt, io,
@@ -16,7 +17,7 @@ use crate::{
     process::{Process, find, temp_dir},
 };
 
-pub use self::cluster::EtcdCluster;
+pub use self::{cluster::EtcdCluster, tls::EtcdTls};
 
 /// How long a member may take until it is healthy, on a machine that is busy compiling.
 const START: Duration = Duration::from_secs(60);
