@@ -12,7 +12,7 @@ use std::{
 
 use distlock_servers::net::wait_until;
 
-use crate::{Result, install, root, run, servers::Servers};
+use crate::{Result, install, protoc, root, run, servers::Servers};
 
 /// A server that `up` started: its process, and the socket by which we know it again.
 #[derive(Debug)]
@@ -67,9 +67,10 @@ pub(crate) fn up() -> Result {
         writeln!(lines, "{} {}", server.pid(), server.socket().display())?;
     }
     fs::create_dir_all(pids.parent().expect("it lies in a folder"))?;
-    fs::write(&exports, servers.exports())?;
+    let told = servers.exports() + &protoc::export();
+    fs::write(&exports, &told)?;
     fs::write(&pids, lines)?;
-    print!("{}", servers.exports());
+    print!("{told}");
     eprintln!("xtask: also in {}; `cargo xtask down` stops them", exports.display());
     Ok(servers.detach()?)
 }
