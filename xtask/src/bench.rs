@@ -8,7 +8,7 @@ use crate::{
 
 /// Runs the benchmark named first, or all; the rest goes to the benchmark.
 pub(crate) fn bench(args: &[String]) -> Result {
-    install::redis()?;
+    install::servers()?;
     let servers = Servers::start_standalone()?;
     let mut command = cargo(&["bench", "-p", "distlock-benches"]);
     match args.split_first() {

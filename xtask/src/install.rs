@@ -6,51 +6,93 @@ use distlock_servers::process::find;
 
 use crate::{Result, run};
 
-/// Sharded channels, which scripts publish to, came with this version.
-const OLDEST_REDIS: u32 = 7;
+/// A program that the tests run.
+struct Program {
+    name: &'static str,
+    /// Who brings it, in Debian and its children.
+    package: &'static str,
+    /// What the package starts by itself.
+    service: Option<&'static str>,
+    /// Where its output names a version, and the oldest that will do.
+    version: Option<(&'static str, Version)>,
+}
 
-/// Makes sure that there is a `redis-server`, through apt where we may.
-pub(crate) fn redis() -> Result {
-    if let Err(missing) = find("redis-server") {
-        let because =
-            |why: &str| format!("{missing}\nIt was not installed by itself, because {why}");
-        if find("apt-get").is_err() {
-            return Err(because("there is no apt-get here.").into());
+/// Major and minor.
+type Version = (u32, u32);
+
+const PROGRAMS: &[Program] = &[
+    Program {
+        name: "redis-server",
+        package: "redis-server",
+        service: Some("redis-server"),
+        // Sharded channels, which scripts publish to, came with this version.
+        version: Some(("v=", (7, 0))),
+    },
+    Program {
+        name: "etcd",
+        package: "etcd-server",
+        service: Some("etcd"),
+        // The oldest that speaks the third protocol without being told to.
+        version: Some(("etcd Version: ", (3, 4))),
+    },
+    Program { name: "etcdctl", package: "etcd-client", service: None, version: None },
+];
+
+/// Makes sure that all servers are there, through apt where we may, and new enough.
+pub(crate) fn servers() -> Result {
+    let missing: Vec<_> = PROGRAMS.iter().filter(|program| find(program.name).is_err()).collect();
+    if !missing.is_empty() {
+        let prefix = may_install().map_err(|why| {
+            let missing = missing.iter().filter_map(|program| find(program.name).err());
+            let lines: Vec<_> = missing.map(|error| error.to_string()).collect();
+            format!("{}\nIt was not installed by itself, because {why}", lines.join("\n"))
+        })?;
+        let packages: Vec<_> = missing.iter().map(|program| program.package).collect();
+        apt_install(prefix, &packages)?;
+        for program in &missing {
+            if let Some(service) = program.service {
+                stop_service(prefix, service);
+            }
+            find(program.name)?;
         }
-        let Some(prefix) = root_prefix() else {
-            return Err(
-                because("neither are we root nor does sudo work without a password.").into()
-            );
-        };
-        apt_install(prefix, "redis-server")?;
-        stop_service(prefix, "redis-server");
-        find("redis-server")?;
     }
-    let version = run::output(Command::new("redis-server").arg("--version"))?;
-    match major(&version) {
-        Some(major) if major < OLDEST_REDIS => {
-            Err(format!("redis-server {OLDEST_REDIS} or newer is needed, not: {version}").into())
+    PROGRAMS.iter().try_for_each(is_new_enough)
+}
+
+fn is_new_enough(program: &Program) -> Result {
+    let Some((before, oldest)) = program.version else { return Ok(()) };
+    let told = run::output(Command::new(program.name).arg("--version"))?;
+    match version(&told, before) {
+        Some(version) if version < oldest => {
+            let (major, minor) = oldest;
+            let name = program.name;
+            Err(format!("{name} {major}.{minor} or newer is needed, not: {told}").into())
         }
         _ => Ok(()),
     }
 }
 
-/// What to put before a command that root must run; `None` if we cannot be root.
-fn root_prefix() -> Option<&'static [&'static str]> {
-    if run::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0") {
-        return Some(&[]);
+/// What to put before a command that root must run, or why we cannot install anything.
+fn may_install() -> std::result::Result<&'static [&'static str], &'static str> {
+    if find("apt-get").is_err() {
+        return Err("there is no apt-get here.");
     }
-    run::succeeds(Command::new("sudo").args(["-n", "true"])).then_some(&["sudo", "-n"])
+    if run::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0") {
+        return Ok(&[]);
+    }
+    match run::succeeds(Command::new("sudo").args(["-n", "true"])) {
+        true => Ok(&["sudo", "-n"]),
+        false => Err("neither are we root nor does sudo work without a password."),
+    }
 }
 
-fn apt_install(prefix: &[&str], package: &str) -> Result {
+fn apt_install(prefix: &[&str], packages: &[&str]) -> Result {
     // In the rescue runlevel a package does not start its service; systemd does not care, see below.
     let quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get"];
     let apt = [prefix, &quiet].concat();
     run::run_aside(&command(&[&apt[..], &["update"]].concat()))?;
-    run::run_aside(&command(
-        &[&apt[..], &["install", "-y", "--no-install-recommends", package]].concat(),
-    ))
+    let install = ["install", "-y", "--no-install-recommends"];
+    run::run_aside(&command(&[&apt[..], &install, packages].concat()))
 }
 
 /// Stops the service that an installation of ours started on the well-known port.
@@ -69,9 +111,10 @@ fn command(line: &[&str]) -> Command {
     command
 }
 
-/// The first number of `Redis server v=7.0.15 sha=…`.
-fn major(version: &str) -> Option<u32> {
-    version.split_once("v=")?.1.split('.').next()?.parse().ok()
+/// The numbers that follow `before`.
+fn version(told: &str, before: &str) -> Option<Version> {
+    let mut numbers = told.split_once(before)?.1.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -80,7 +123,19 @@ mod tests {
 
     #[test]
     fn the_version_is_read() {
-        assert_eq!(major("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0"), Some(7));
-        assert_eq!(major("Valkey server"), None);
+        let redis = "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0";
+        assert_eq!(version(redis, "v="), Some((7, 0)));
+        assert_eq!(version("Valkey server", "v="), None);
+        let etcd = "etcd Version: 3.4.23\nGit SHA: Not provided\nGo Version: go1.19.8\n";
+        assert_eq!(version(etcd, "etcd Version: "), Some((3, 4)));
+    }
+
+    #[test]
+    fn what_is_missing_tells_who_brings_it() {
+        for program in PROGRAMS {
+            if let Err(error) = find(program.name) {
+                assert!(error.to_string().contains(program.package), "{error}");
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 /// Runs the tests; with `args` only what they choose.
 pub(crate) fn test(steps: &mut Steps, args: &[String]) -> Result {
     let servers = steps.step("servers", || {
-        install::redis()?;
+        install::servers()?;
         Servers::start_all()
     })?;
     let with_servers = |mut command: Command| {

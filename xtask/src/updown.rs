@@ -60,7 +60,7 @@ pub(crate) fn up() -> Result {
     if !running.is_empty() {
         down()?;
     }
-    install::redis()?;
+    install::servers()?;
     let servers = Servers::start_all()?;
     let mut lines = String::new();
     for server in servers.iter() {
