@@ -18,35 +18,36 @@
 //! It runs on a thread and a runtime of its own, so it works for tests that block and for tests
 //! whose clock stands still.
 
+mod background;
 mod connection;
 mod frame;
 
 use std::{
     collections::HashMap,
     fmt, io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use tokio::{
-    runtime::Builder,
-    sync::{oneshot, watch},
+    sync::watch,
     task::AbortHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
+
+use self::background::Background;
 
 /// Waiting for longer than this is a hung test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Bytes and when they may arrive.
+type Parcel = (Instant, Vec<u8>);
+
 /// A proxy in front of one port of 127.0.0.1.
 pub struct Proxy {
-    port: u16,
     shared: Arc<Shared>,
-    /// Dropping it ends the thread.
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    background: Background,
 }
 
 /// Which requests are meant; made from a command's name, or from words that the request contains.
@@ -73,31 +74,19 @@ impl Proxy {
     /// # Errors
     /// If there is no port or no thread.
     pub fn start(upstream_port: u16) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0))?;
-        listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared::default());
-        let (stop, stopped) = oneshot::channel::<()>();
-        let runtime = Builder::new_current_thread().enable_all().build()?;
         let upstream = SocketAddr::from(([127, 0, 0, 1], upstream_port));
-        let thread = thread::Builder::new().name("proxy".to_owned()).spawn({
+        let background = Background::start({
             let shared = Arc::clone(&shared);
-            move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        () = connection::serve(listener, upstream, shared) => {}
-                        _ = stopped => {}
-                    }
-                });
-            }
+            move |listener| connection::serve(listener, upstream, shared)
         })?;
-        Ok(Self { port, shared, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, background })
     }
 
     /// The port to connect to, on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.background.port()
     }
 
     /// The `nth` request from now on that matches is executed, but its connection ends instead of
@@ -217,18 +206,9 @@ impl Proxy {
     }
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy").field("port", &self.port).finish_non_exhaustive()
+        f.debug_struct("Proxy").field("port", &self.port()).finish_non_exhaustive()
     }
 }
 

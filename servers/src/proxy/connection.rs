@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpListener as AsyncListener, TcpStream,
+        TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{
@@ -21,10 +21,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Fate, Shared, frame};
-
-/// Bytes and when they may arrive.
-type Parcel = (Instant, Vec<u8>);
+use super::{Fate, Parcel, Shared, frame};
 
 /// Whose reply comes next on one connection.
 type Pending = Mutex<VecDeque<Expected>>;
@@ -44,7 +41,6 @@ enum ReplyFate {
 }
 
 pub(super) async fn serve(listener: TcpListener, upstream: SocketAddr, shared: Arc<Shared>) {
-    let listener = AsyncListener::from_std(listener).expect("inside of a runtime");
     for id in 0.. {
         let Ok((client, _)) = listener.accept().await else { continue };
         if shared.state().refuse {

@@ -1,0 +1,52 @@
+//! A listener on a thread and a runtime of its own.
+
+use std::{
+    io, net,
+    thread::{self, JoinHandle},
+};
+
+use tokio::{net::TcpListener, runtime::Builder, sync::oneshot};
+
+/// A port of 127.0.0.1 that is served until this is dropped.
+pub(super) struct Background {
+    port: u16,
+    /// Dropping it ends the thread.
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Listens on a free port, and hands the listener to `serve` on the thread.
+    pub(super) fn start<F: Future<Output = ()>>(
+        serve: impl FnOnce(TcpListener) -> F + Send + 'static,
+    ) -> io::Result<Self> {
+        let listener = net::TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
+        let port = listener.local_addr()?.port();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name("proxy".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).expect("inside of a runtime");
+                tokio::select! {
+                    () = serve(listener) => {}
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { port, stop: Some(stop), thread: Some(thread) })
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
