@@ -16,11 +16,12 @@
 //! ```
 //!
 //! It runs on a thread and a runtime of its own, so it works for tests that block and for tests
-//! whose clock stands still.
+//! whose clock stands still. For other protocols there is [`RawProxy`], which knows only bytes.
 
 mod background;
 mod connection;
 mod frame;
+mod raw;
 
 use std::{
     collections::HashMap,
@@ -37,6 +38,8 @@ use tokio::{
 };
 
 use self::background::Background;
+
+pub use self::raw::RawProxy;
 
 /// Waiting for longer than this is a hung test.
 const PATIENCE: Duration = Duration::from_secs(60);
