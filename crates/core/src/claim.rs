@@ -53,6 +53,8 @@ pub(crate) struct Terms {
     pub(crate) metadata: Arc<str>,
     pub(crate) block: u32,
     pub(crate) rest: Duration,
+    /// Whether the holder means to renew.
+    pub(crate) renews: bool,
     /// Rises with every change, so that the answer to an older request is known as such.
     pub(crate) version: u32,
     /// The store has not confirmed the last change yet.
@@ -82,7 +84,8 @@ pub(crate) struct Place {
 }
 
 impl Claim {
-    /// A claim that no client made, for tests of stores and for stores made of stores. It may queue, has no metadata and asks for one token.
+    /// A claim that no client made, for tests of stores and for stores made of stores. It may queue, has no metadata, asks for one token, and
+    /// promises no renewal.
     #[must_use]
     pub fn new(key: Key, owner: Owner, mode: Mode, ttl: Duration) -> Self {
         Self::build(key, owner, mode, true, Terms::new(ttl, "".into()), None)
@@ -107,8 +110,8 @@ impl Claim {
     pub fn without_queue(&self) -> Self {
         let terms = {
             let state = self.state();
-            let Terms { ttl, ref metadata, block, rest, .. } = state.terms;
-            Terms { block, rest, ..Terms::new(ttl, Arc::clone(metadata)) }
+            let Terms { ttl, ref metadata, block, rest, renews, .. } = state.terms;
+            Terms { block, rest, renews, ..Terms::new(ttl, Arc::clone(metadata)) }
         };
         Self::build(self.0.key.clone(), self.0.owner, self.0.mode, false, terms, None)
     }
@@ -131,6 +134,13 @@ impl Claim {
     #[must_use]
     pub fn with_rest(self, rest: Duration) -> Self {
         self.state().terms.rest = rest;
+        self
+    }
+
+    /// With the intention to renew it: see [`Claim::renews`].
+    #[must_use]
+    pub fn with_renewal(self) -> Self {
+        self.state().terms.renews = true;
         self
     }
 
@@ -181,6 +191,13 @@ impl Claim {
     #[must_use]
     pub fn rest(&self) -> Duration {
         self.state().terms.rest
+    }
+
+    /// Whether the holder means to renew it. A store may keep all those together alive that do; one that is not renewed ends at its ttl by itself, whatever
+    /// becomes of this process. A place in the line is renewed in any case.
+    #[must_use]
+    pub fn renews(&self) -> bool {
+        self.state().terms.renews
     }
 
     /// The last token used of a grant: the store may use those after it again. None before a guard took the grant.
@@ -366,6 +383,14 @@ impl State {
 
 impl Terms {
     pub(crate) fn new(ttl: Duration, metadata: Arc<str>) -> Self {
-        Self { ttl, metadata, block: 1, rest: Duration::ZERO, version: 0, unconfirmed: false }
+        Self {
+            ttl,
+            metadata,
+            block: 1,
+            rest: Duration::ZERO,
+            renews: false,
+            version: 0,
+            unconfirmed: false,
+        }
     }
 }

@@ -206,6 +206,7 @@ impl Inner {
     ) -> Result<Claim, Error> {
         let owner = ask.owner.map_or_else(|| self.owners.draw(), Ok)?;
         let mut terms = Terms::new(ask.ttl, Arc::clone(&ask.metadata));
+        terms.renews = ask.policy.renew_at.is_some();
         if in_line && self.lines.awaited(&ask.key) {
             terms.block = block;
         }

@@ -95,6 +95,7 @@ impl Held {
             match &mut state.phase {
                 Phase::Held(tenure) if tenure.token == self.token && now < tenure.deadline => {
                     tenure.renew_at = policy.renew_at;
+                    state.terms.renews = policy.renew_at.is_some();
                     tenure.min_hold = policy.min_hold;
                     tenure.max_hold = policy.max_hold.and_then(|max| tenure.since.checked_add(max));
                     let same = state.terms.ttl == ttl && *state.terms.metadata == *metadata;
