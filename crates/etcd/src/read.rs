@@ -1,0 +1,159 @@
+//! What only reads: linearizable, and off the way of a hand-over.
+
+use std::sync::Arc;
+
+use distlock_core::{Claim, Holder, Key, Mode, Occupancy};
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
+use futures_util::future::join_all;
+use tokio::time::{Duration, Instant};
+
+use crate::{
+    error::Failure,
+    layout,
+    request::{Own, Reading, range},
+    settle::token,
+    store::Store,
+    table::Place,
+};
+
+/// How many reads go into one transaction.
+const BATCH: usize = 100;
+
+/// What is to be read.
+#[derive(Clone, Debug)]
+pub(crate) enum Look {
+    Line(Arc<str>),
+    Own(Place),
+}
+
+/// What was read.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    Line(Reading),
+    Own(Option<Own>),
+}
+
+impl Store {
+    /// Reads lines and keys, all of a batch at one revision.
+    pub(crate) async fn look(&self, looks: &[Look]) -> Result<Vec<Seen>, Failure> {
+        let mut seen = Vec::with_capacity(looks.len());
+        for batch in looks.chunks(BATCH) {
+            let op = |look: &Look| match look {
+                Look::Line(line) => range(line),
+                Look::Own(place) => TxnOp::get(place.own(), None),
+            };
+            let txn = Txn::new().and_then(batch.iter().map(op).collect::<Vec<_>>());
+            let answer = self
+                .members
+                .call(|mut client| {
+                    let txn = txn.clone();
+                    async move { client.txn(txn).await }
+                })
+                .await?
+                .answer;
+            let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            let mut parts = answer.op_responses().into_iter();
+            for look in batch {
+                let Some(TxnOpResponse::Get(answer)) = parts.next() else {
+                    return Err(Failure::protocol("a part is missing"));
+                };
+                seen.push(match look {
+                    Look::Line(line) => Seen::Line(Reading::of(line, &answer, revision)),
+                    Look::Own(_) => Seen::Own(answer.kvs().first().map(Own::new)),
+                });
+            }
+        }
+        Ok(seen)
+    }
+
+    /// The key of a contender, if it is there.
+    pub(crate) async fn own(&self, place: &Place) -> Result<Option<Own>, Failure> {
+        match self.look(&[Look::Own(place.clone())]).await?.pop() {
+            Some(Seen::Own(own)) => Ok(own),
+            _ => Err(Failure::protocol("no key")),
+        }
+    }
+
+    /// Whether those in the line leave room for a claim that does not wait; `None`: they do not.
+    pub(crate) async fn would_admit(
+        &self,
+        place: &Place,
+        claim: &Claim,
+    ) -> Result<Option<bool>, Failure> {
+        let Some(Seen::Line(reading)) =
+            self.look(&[Look::Line(Arc::clone(&place.line))]).await?.pop()
+        else {
+            return Err(Failure::protocol("no line"));
+        };
+        if reading.created(&place.nonce).is_some() {
+            return Ok(Some(true));
+        }
+        let before = reading.entries.iter().filter_map(|entry| layout::contender(&entry.nonce));
+        let admitted = claim.mode().admitted_after(before.map(|(mode, _)| mode));
+        Ok(admitted.then_some(true))
+    }
+
+    /// Who holds a lock, and how many wait.
+    pub(crate) async fn inspect(&self, key: &Key) -> Result<Occupancy, Failure> {
+        self.check_open()?;
+        let line = layout::line(&self.prefix, key);
+        let sorted =
+            || GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
+        let answer = self
+            .members
+            .call(|mut client| {
+                let line = line.clone();
+                async move { client.get(line, Some(sorted())).await }
+            })
+            .await?
+            .answer;
+        let mut before: Vec<Mode> = Vec::new();
+        let (mut holders, mut waiting) = (Vec::new(), 0);
+        for kv in answer.kvs() {
+            let Some(nonce) = kv.key().strip_prefix(line.as_bytes()) else { continue };
+            let Some((mode, _)) = layout::contender(nonce) else { continue };
+            if mode.admitted_after(before.iter().copied()) {
+                holders.push(self.holder(&line, nonce, kv));
+            } else {
+                waiting += 1;
+            }
+            before.push(mode);
+        }
+        Ok(Occupancy::new(join_all(holders).await).waiting(waiting))
+    }
+
+    async fn holder(&self, line: &str, nonce: &[u8], kv: &KeyValue) -> Holder {
+        let words = layout::words(kv.value());
+        let (mode, owner) = layout::contender(nonce).unwrap_or((Mode::Exclusive, None));
+        let place = Place { line: line.into(), nonce: nonce.into() };
+        let mut holder = Holder::new(mode).metadata(words.metadata);
+        if let Some(owner) = owner.filter(|_| !words.rests) {
+            holder = holder.owner(owner).token(token(kv.create_revision()));
+        }
+        let known = self.table().record(&place).map(|record| record.until);
+        match known {
+            Some(until) => holder.expires_in(until.saturating_duration_since(Instant::now())),
+            None => match self.time_left(kv.lease()).await {
+                Some(left) => holder.expires_in(words.ttl.map_or(left, |ttl| left.min(ttl))),
+                None => holder,
+            },
+        }
+    }
+
+    /// How long the server would keep a lease, at most; it tells whole seconds, rounded down.
+    async fn time_left(&self, lease: i64) -> Option<Duration> {
+        if lease == 0 {
+            return None;
+        }
+        let answer = self
+            .members
+            .call(|mut client| async move { client.lease_time_to_live(lease, None).await })
+            .await
+            .ok()?
+            .answer;
+        let seconds = u64::try_from(answer.ttl()).unwrap_or(0);
+        let granted = u64::try_from(answer.granted_ttl()).unwrap_or(0);
+        // After a change of leader some servers tell an absurd number.
+        Some(Duration::from_secs(seconds.saturating_add(1).min(granted)))
+    }
+}

@@ -1,0 +1,239 @@
+//! The requests that change something, each a small transaction that may be carried out twice, and what is answered to them.
+//!
+//! A put is bound to the state of the key that it was made for (`mod_revision`), so that a request which arrives late, when its sender has long given it up,
+//! never binds a key to an old lease or an old ttl. A delete needs no condition, since no key is ever used twice.
+
+use etcd_client::{
+    Compare, CompareOp, DeleteResponse, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
+};
+
+use crate::{error::Failure, layout::Nonce};
+
+/// What is asked of etcd.
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    /// Take the lock, or a place in its line.
+    Ask(Ask),
+    /// Delete a contender's key if it is still bound to this lease.
+    Cut { own: String, lease: i64 },
+    /// Delete a contender's key.
+    Delete { own: String },
+    /// Write a contender's key that exists, unless somebody wrote it since.
+    Write(Write),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) own: String,
+    pub(crate) line: String,
+    pub(crate) value: String,
+    pub(crate) lease: i64,
+    /// Also where others are before it; else nothing is written then.
+    pub(crate) queue: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(crate) own: String,
+    pub(crate) value: String,
+    pub(crate) lease: i64,
+    /// The revision of the key as it is known.
+    pub(crate) modified: i64,
+}
+
+/// What etcd answers.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Found(Found),
+    /// Whether there was something to delete.
+    Deleted(bool),
+    /// At which revision; or what is there in the place of what was known.
+    Written(Result<i64, Option<Own>>),
+}
+
+/// A line as it was at one moment.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) revision: i64,
+    /// Everything that stands right under the name, in no order.
+    pub(crate) entries: Vec<Entry>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) created: i64,
+    pub(crate) modified: i64,
+    pub(crate) nonce: Nonce,
+}
+
+/// What was found when the lock was asked for.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) reading: Reading,
+    /// The own key as it was before, if it was there.
+    pub(crate) before: Option<Own>,
+    /// The own key was written.
+    pub(crate) written: bool,
+}
+
+/// A contender's key.
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    pub(crate) created: i64,
+    pub(crate) modified: i64,
+    pub(crate) lease: i64,
+    pub(crate) value: Vec<u8>,
+}
+
+impl Request {
+    pub(crate) fn own(&self) -> &str {
+        match self {
+            Self::Ask(Ask { own, .. })
+            | Self::Cut { own, .. }
+            | Self::Delete { own }
+            | Self::Write(Write { own, .. }) => own,
+        }
+    }
+
+    /// The line whose end it wants: at most one of a kind goes into a transaction, or two would have the same revision.
+    pub(crate) fn line(&self) -> Option<&str> {
+        match self {
+            Self::Ask(Ask { line, .. }) => Some(line),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn txn(&self) -> Txn {
+        match self {
+            Self::Ask(ask) => ask.txn(),
+            Self::Cut { own, lease } => Txn::new()
+                .when([Compare::lease(&**own, CompareOp::Equal, *lease)])
+                .and_then([delete(own)]),
+            Self::Delete { own } => Txn::new().and_then([delete(own)]),
+            Self::Write(write) => Txn::new()
+                .when([Compare::mod_revision(&*write.own, CompareOp::Equal, write.modified)])
+                .and_then([put(&write.own, &write.value, write.lease)])
+                .or_else([TxnOp::get(&*write.own, None)]),
+        }
+    }
+
+    /// As a part of a larger transaction.
+    pub(crate) fn op(&self) -> TxnOp {
+        match self {
+            Self::Delete { own } => delete(own),
+            _ => TxnOp::txn(self.txn()),
+        }
+    }
+
+    /// Reads the answer to [`Request::txn`].
+    pub(crate) fn read(&self, answer: &TxnResponse, revision: i64) -> Result<Reply, Failure> {
+        let mut parts = answer.op_responses().into_iter();
+        match self {
+            Self::Ask(ask) => ask.read(answer.succeeded(), parts, revision),
+            Self::Cut { .. } | Self::Delete { .. } => match parts.next() {
+                Some(TxnOpResponse::Delete(answer)) => Ok(deleted(&answer)),
+                None => Ok(Reply::Deleted(false)),
+                _ => Err(Failure::protocol("something else than a delete")),
+            },
+            Self::Write(_) => match parts.next() {
+                Some(TxnOpResponse::Put(_)) => Ok(Reply::Written(Ok(revision))),
+                Some(TxnOpResponse::Get(answer)) => {
+                    Ok(Reply::Written(Err(answer.kvs().first().map(Own::new))))
+                }
+                _ => Err(Failure::protocol("neither a put nor a get")),
+            },
+        }
+    }
+
+    /// Reads the answer to [`Request::op`].
+    pub(crate) fn read_op(
+        &self,
+        answer: Option<TxnOpResponse>,
+        revision: i64,
+    ) -> Result<Reply, Failure> {
+        match answer {
+            Some(TxnOpResponse::Delete(answer)) if matches!(self, Self::Delete { .. }) => {
+                Ok(deleted(&answer))
+            }
+            Some(TxnOpResponse::Txn(answer)) => self.read(&answer, revision),
+            _ => Err(Failure::protocol("a part is missing")),
+        }
+    }
+}
+
+impl Ask {
+    fn txn(&self) -> Txn {
+        let condition = if self.queue {
+            Compare::mod_revision(&*self.own, CompareOp::Equal, 0)
+        } else {
+            Compare::create_revision(&*self.line, CompareOp::Equal, 0).with_prefix()
+        };
+        Txn::new()
+            .when([condition])
+            .and_then([put(&self.own, &self.value, self.lease), range(&self.line)])
+            .or_else([TxnOp::get(&*self.own, None), range(&self.line)])
+    }
+
+    fn read(
+        &self,
+        written: bool,
+        mut parts: impl Iterator<Item = TxnOpResponse>,
+        revision: i64,
+    ) -> Result<Reply, Failure> {
+        let before = match parts.next() {
+            Some(TxnOpResponse::Put(_)) => None,
+            Some(TxnOpResponse::Get(answer)) => answer.kvs().first().map(Own::new),
+            _ => return Err(Failure::protocol("neither a put nor a get")),
+        };
+        let Some(TxnOpResponse::Get(answer)) = parts.next() else {
+            return Err(Failure::protocol("a line is missing"));
+        };
+        let reading = Reading::of(&self.line, &answer, revision);
+        Ok(Reply::Found(Found { reading, before, written }))
+    }
+}
+
+impl Reading {
+    /// What stands under a name, by an answer to [`range`].
+    pub(crate) fn of(line: &str, answer: &GetResponse, revision: i64) -> Self {
+        let nonce = |kv: &KeyValue| {
+            let nonce = kv.key().strip_prefix(line.as_bytes())?;
+            let (created, modified) = (kv.create_revision(), kv.mod_revision());
+            (!nonce.contains(&b'/')).then(|| Entry { created, modified, nonce: nonce.into() })
+        };
+        Self { revision, entries: answer.kvs().iter().filter_map(nonce).collect() }
+    }
+
+    pub(crate) fn created(&self, nonce: &[u8]) -> Option<i64> {
+        self.entries.iter().find(|entry| &*entry.nonce == nonce).map(|entry| entry.created)
+    }
+}
+
+impl Own {
+    pub(crate) fn new(kv: &KeyValue) -> Self {
+        Self {
+            created: kv.create_revision(),
+            modified: kv.mod_revision(),
+            lease: kv.lease(),
+            value: kv.value().to_vec(),
+        }
+    }
+}
+
+/// Everything under a name, without the values.
+pub(crate) fn range(line: &str) -> TxnOp {
+    TxnOp::get(line, Some(GetOptions::new().with_prefix().with_keys_only()))
+}
+
+fn put(own: &str, value: &str, lease: i64) -> TxnOp {
+    TxnOp::put(own, value, Some(PutOptions::new().with_lease(lease)))
+}
+
+fn delete(own: &str) -> TxnOp {
+    TxnOp::delete(own, None)
+}
+
+pub(crate) fn deleted(answer: &DeleteResponse) -> Reply {
+    Reply::Deleted(0 < answer.deleted())
+}

@@ -1,0 +1,487 @@
+//! The transitions of a claim: how it comes to its key in etcd, and how it leaves it.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use distlock_core::{Claim, Standing};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
+
+use crate::{
+    error::{Failure, Remedy},
+    layout,
+    lease::Lease,
+    leases::Leases,
+    members::{Answered, Members},
+    request::{Ask, Found, Own, Reply, Request, Write},
+    settle::{self, Effect},
+    table::{Phase, Place, Record, Scope, Table},
+    upkeep::Upkeep,
+    writer::Writer,
+};
+
+/// A place in the line is looked at after this time at the latest, should an event not have come.
+const LONGEST_RECHECK: Duration = Duration::from_secs(5);
+
+/// Who has held a lock for so long is told of its loss, and of others who wait, by a watch of its own.
+const SETTLED: Duration = Duration::from_millis(10);
+
+/// How often a request is made anew for a reason that should not come again.
+const TRIES: usize = 4;
+
+/// All that the clones of a backend share.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) members: Arc<Members>,
+    pub(crate) writer: Writer,
+    pub(crate) leases: Leases,
+    pub(crate) prefix: String,
+    pub(crate) runtime: Handle,
+    pub(crate) upkeep: Upkeep,
+    /// Names want to be watched.
+    pub(crate) hub: Arc<Notify>,
+    pub(crate) closed: AtomicBool,
+    table: Mutex<Table>,
+}
+
+/// What came of asking once.
+enum Asked {
+    Standing(Standing),
+    /// What was found is over: once more.
+    Again,
+}
+
+impl Store {
+    pub(crate) fn new(members: Members, prefix: String) -> Arc<Self> {
+        let (members, runtime) = (Arc::new(members), Handle::current());
+        Arc::new(Self {
+            writer: Writer::start(Arc::clone(&members), &runtime),
+            leases: Leases::new(Arc::clone(&members)),
+            members,
+            prefix,
+            runtime,
+            upkeep: Upkeep::default(),
+            hub: Arc::default(),
+            closed: AtomicBool::new(false),
+            table: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Failure> {
+        if self.closed.load(Ordering::Acquire) { Err(Failure::closed()) } else { Ok(()) }
+    }
+
+    /// Keeps a lease alive; ends what is bound to it if it is gone.
+    pub(crate) async fn refresh(self: &Arc<Self>, lease: &Lease) -> Result<Instant, Failure> {
+        let refreshed = lease.refresh(&self.members).await;
+        if matches!(&refreshed, Err(failure) if failure.remedy == Remedy::Lease) {
+            self.lease_gone(lease);
+        }
+        refreshed
+    }
+
+    pub(crate) fn lease_gone(self: &Arc<Self>, lease: &Lease) {
+        self.leases.forget(lease);
+        let effects = self.table().lease_gone(lease);
+        self.carry_out(effects);
+    }
+
+    pub(crate) async fn acquire(self: &Arc<Self>, claim: &Claim) -> Result<Standing, Failure> {
+        self.check_open()?;
+        let place = Place::new(&self.prefix, claim);
+        let mut queue = claim.may_queue();
+        if !queue && claim.mode() != distlock_core::Mode::Exclusive {
+            // Whether those who are there leave room is not for a comparison to say.
+            let Some(admitted) = self.would_admit(&place, claim).await? else {
+                return Ok(Standing::Nothing { retry_in: None });
+            };
+            queue = admitted;
+        }
+        let mut failure = None;
+        for _ in 0..TRIES {
+            match self.ask(claim, &place, &mut queue).await {
+                Ok(Asked::Standing(standing)) => return Ok(standing),
+                Ok(Asked::Again) => {}
+                Err(gone) if gone.remedy == Remedy::Lease => failure = Some(gone),
+                Err(failure) => return Err(failure),
+            }
+        }
+        failure.map_or(Ok(Standing::Nothing { retry_in: None }), Err)
+    }
+
+    /// Asks once. `queue` becomes true when only the line can tell whether the lock is free.
+    async fn ask(
+        self: &Arc<Self>,
+        claim: &Claim,
+        place: &Place,
+        queue: &mut bool,
+    ) -> Result<Asked, Failure> {
+        let started = Instant::now();
+        let ttl = claim.ttl();
+        let known = {
+            let table = self.table();
+            match table.record(place) {
+                Some(record) if record.phase == Phase::Resting => {
+                    let left = record.until.saturating_duration_since(started);
+                    return Ok(Asked::Standing(Standing::Nothing { retry_in: Some(left) }));
+                }
+                Some(record) => Some((record.ttl == ttl, Arc::clone(record.used.lease()))),
+                None => None,
+            }
+        };
+        let again = known.is_some();
+        let used = match known {
+            Some((true, lease)) if !lease.is_gone() => lease.take(),
+            _ => self.leases.take(ttl, claim.renews()).await?,
+        };
+        let lease = Arc::clone(used.lease());
+        let stale =
+            again || !lease.is_fresh(started, 2) || (!lease.is_shared() && lease.since() < started);
+        let before = self.table().begin(place, claim, used, started);
+        let value = layout::value(ttl, &claim.metadata());
+        let ask = Ask {
+            own: place.own(),
+            line: place.line.to_string(),
+            value: value.clone(),
+            lease: lease.id(),
+            queue: *queue,
+        };
+        let refresh = async { if stale { self.refresh(&lease).await.map(drop) } else { Ok(()) } };
+        let (answer, refreshed) = tokio::join!(self.writer.send(Request::Ask(ask)), refresh);
+        let asked = match (answer, refreshed) {
+            (Ok(answer), Err(failure)) if failure.remedy == Remedy::Lease => {
+                self.fail(place, answer.ambiguous);
+                Err(failure)
+            }
+            (Err(failure), _) => {
+                self.fail(place, failure.ambiguous);
+                if failure.remedy == Remedy::Lease {
+                    self.lease_gone(&lease);
+                }
+                Err(failure)
+            }
+            (Ok(answer), _) => self.found(claim, place, &lease, &value, queue, answer).await,
+        };
+        self.table().end_ask(&place.line);
+        if let Some(before) = before {
+            self.leases.put_back(before);
+        }
+        asked
+    }
+
+    /// Nothing came of asking. What had a place before keeps it.
+    fn fail(&self, place: &Place, ambiguous: bool) {
+        let removed = {
+            let mut table = self.table();
+            let Some(record) = table.record_mut(place) else { return };
+            record.ambiguous |= ambiguous;
+            if ambiguous {
+                // Nobody new is bound to a lease by which that key may come to life.
+                record.used.lease().retire();
+            }
+            let new = record.phase == Phase::Asking && !record.ambiguous;
+            if new { table.remove(place) } else { None }
+        };
+        if let Some(record) = removed {
+            self.leases.put_back(record.used);
+        }
+    }
+
+    /// Makes a standing of what was found.
+    async fn found(
+        self: &Arc<Self>,
+        claim: &Claim,
+        place: &Place,
+        lease: &Arc<Lease>,
+        value: &str,
+        queue: &mut bool,
+        answer: Answered<Reply>,
+    ) -> Result<Asked, Failure> {
+        let Answered { answer: Reply::Found(found), ambiguous } = answer else {
+            self.fail(place, true);
+            return Err(Failure::protocol("no line"));
+        };
+        let Found { reading, before, written } = found;
+        let mut own = match (written, before) {
+            (true, _) => reading.created(&place.nonce).map(|created| Own {
+                created,
+                modified: reading.revision,
+                lease: lease.id(),
+                value: value.as_bytes().to_vec(),
+            }),
+            (false, before) => before,
+        };
+        if own.as_ref().is_some_and(|own| layout::words(&own.value).rests) {
+            self.fail(place, false);
+            return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
+        }
+        // It had a key before, with another lease or other words.
+        for _ in 0..TRIES {
+            let Some(known) = &mut own else { break };
+            if known.lease == lease.id() && known.value == value.as_bytes() {
+                break;
+            }
+            let write = self.write(place, value, lease, known.modified).await;
+            match write.inspect_err(|failure| self.fail(place, failure.ambiguous))? {
+                Ok(modified) => {
+                    (known.modified, known.lease) = (modified, lease.id());
+                    known.value = value.as_bytes().to_vec();
+                }
+                Err(other) => own = other,
+            }
+        }
+        let Some(own) = own else {
+            self.fail(place, ambiguous);
+            // Only longer names may have stood in the way of one who does not wait: the line has to tell.
+            let free = !*queue && reading.entries.is_empty();
+            *queue |= free;
+            if free || claim.may_queue() {
+                return Ok(Asked::Again);
+            }
+            return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
+        };
+        let (phase, effects) = {
+            let mut table = self.table();
+            let Some(name) = table.names.get_mut(&place.line) else { return Ok(Asked::Again) };
+            let gone = name.line.is_gone(&place.nonce, own.created);
+            // Without a record it was released meanwhile, and its key is deleted right after.
+            let Some(record) = name.records.get_mut(&place.nonce).filter(|_| !gone) else {
+                drop(table);
+                self.fail(place, ambiguous);
+                return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
+            };
+            (record.created, record.modified) = (own.created, own.modified);
+            record.ambiguous |= ambiguous;
+            if ambiguous {
+                record.used.lease().retire();
+            }
+            if record.phase == Phase::Asking {
+                record.phase = Phase::Waiting;
+            }
+            let mut effects = name.read(&reading);
+            // The answer tells it.
+            effects.retain(|effect| !matches!(effect, Effect::Grant { claim: granted, .. } if granted.owner() == claim.owner()));
+            (table.record(place).map(|record| record.phase), effects)
+        };
+        self.carry_out(effects);
+        match phase {
+            Some(Phase::Held) => {
+                self.granted(place);
+                let grant = settle::grant(own.created, lease.since(), lease);
+                Ok(Asked::Standing(Standing::Held(grant)))
+            }
+            Some(_) if claim.may_queue() => {
+                self.wait(place);
+                Ok(Asked::Standing(self.queued(claim.ttl())))
+            }
+            Some(_) => {
+                // It saw the lock free, and somebody was quicker.
+                self.release(claim).await?;
+                Ok(Asked::Standing(Standing::Nothing { retry_in: None }))
+            }
+            None => Ok(Asked::Again),
+        }
+    }
+
+    /// Writes a key that is there.
+    pub(crate) async fn write(
+        &self,
+        place: &Place,
+        value: &str,
+        lease: &Lease,
+        modified: i64,
+    ) -> Result<Result<i64, Option<Own>>, Failure> {
+        let write =
+            Write { own: place.own(), value: value.to_owned(), lease: lease.id(), modified };
+        let Answered { answer, ambiguous } = self.writer.send(Request::Write(write)).await?;
+        match answer {
+            Reply::Written(Err(Some(own)))
+                if ambiguous && own.value == value.as_bytes() && own.lease == lease.id() =>
+            {
+                // That was the first attempt.
+                Ok(Ok(own.modified))
+            }
+            Reply::Written(written) => Ok(written),
+            _ => Err(Failure::protocol("neither written nor found")),
+        }
+    }
+
+    pub(crate) async fn release(self: &Arc<Self>, claim: &Claim) -> Result<bool, Failure> {
+        let place = Place::new(&self.prefix, claim);
+        let rest = claim.rest();
+        let record = {
+            let mut table = self.table();
+            if table.record(&place).is_some_and(|record| record.phase == Phase::Resting) {
+                return Ok(false);
+            }
+            table.remove(&place)
+        };
+        if !rest.is_zero() && record.as_ref().is_none_or(|record| record.phase == Phase::Held) {
+            return self.rest(claim, &place, rest, record).await;
+        }
+        let known = record.as_ref().is_some_and(|record| record.created != 0);
+        let deleted = self.writer.send(Request::Delete { own: place.own() }).await;
+        if deleted.is_ok() {
+            self.table().left(&place);
+        }
+        match deleted {
+            Ok(Answered { answer: Reply::Deleted(deleted), ambiguous }) => {
+                if let Some(record) = record {
+                    self.deleted(&place, record);
+                }
+                // An attempt without an answer deleted it, if it was there.
+                Ok(deleted || ambiguous && known)
+            }
+            other => {
+                if let Some(record) = record {
+                    self.upkeep.sweep(place.own(), record);
+                }
+                Err(other.err().unwrap_or_else(|| Failure::protocol("no delete")))
+            }
+        }
+    }
+
+    /// Its key is deleted: what it was bound to is free.
+    fn deleted(&self, place: &Place, record: Record) {
+        if record.ambiguous {
+            self.upkeep.sweep(place.own(), record);
+            return;
+        }
+        for used in record.others.into_iter().chain([record.used]) {
+            self.leases.put_back(used);
+        }
+    }
+
+    /// Leaves the key to nobody, for the rest of a minimal hold.
+    async fn rest(
+        self: &Arc<Self>,
+        claim: &Claim,
+        place: &Place,
+        rest: Duration,
+        record: Option<Record>,
+    ) -> Result<bool, Failure> {
+        let started = Instant::now();
+        let modified = record.as_ref().map_or(0, |record| record.modified);
+        let written = match self.leases.take(rest, false).await {
+            Ok(used) => {
+                let value = layout::resting(rest);
+                let written = self.overwrite(place, &value, used.lease(), modified).await;
+                written.map(|written| written.then_some(used))
+            }
+            Err(failure) => Err(failure),
+        };
+        match written {
+            Ok(Some(used)) => {
+                let mut table = self.table();
+                let before = table.begin(place, claim, used, started);
+                if let Some(record) = table.record_mut(place) {
+                    (record.phase, record.until) = (Phase::Resting, started + rest);
+                }
+                table.end_ask(&place.line);
+                drop(table);
+                drop(before);
+                self.upkeep.wake_at(started + rest);
+                if let Some(record) = record {
+                    self.deleted(place, record);
+                }
+                Ok(true)
+            }
+            Ok(None) => {
+                if let Some(record) = record {
+                    self.leave(record);
+                }
+                Ok(false)
+            }
+            Err(failure) => {
+                if let Some(record) = record {
+                    self.upkeep.sweep(place.own(), record);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Writes a key that is there, whatever is known of it, unless it rests already.
+    async fn overwrite(
+        &self,
+        place: &Place,
+        value: &str,
+        lease: &Lease,
+        mut modified: i64,
+    ) -> Result<bool, Failure> {
+        for _ in 0..TRIES {
+            let known = if modified == 0 {
+                self.own(place).await?
+            } else {
+                match self.write(place, value, lease, modified).await? {
+                    Ok(_) => return Ok(true),
+                    Err(known) => known,
+                }
+            };
+            match known {
+                Some(own) if !layout::words(&own.value).rests => modified = own.modified,
+                _ => break,
+            }
+        }
+        Ok(false)
+    }
+
+    /// A lock was granted: should it be held for long, it is watched.
+    pub(crate) fn granted(&self, place: &Place) {
+        let at = Instant::now() + SETTLED;
+        let until = {
+            let mut table = self.table();
+            table.recent.push_back((at, place.clone()));
+            table.record(place).map(|record| record.until)
+        };
+        self.upkeep.wake_at(until.map_or(at, |until| until.min(at)));
+    }
+
+    /// It stands in line: the name has to be watched.
+    pub(crate) fn wait(&self, place: &Place) {
+        let wanted = {
+            let mut table = self.table();
+            let Some(record) = table.record(place) else { return };
+            let (scope, until) = (record.scope(), record.until);
+            (table.want(&place.line, scope), until)
+        };
+        if wanted.0 {
+            self.hub.notify_one();
+        }
+        self.upkeep.wake_at(wanted.1);
+    }
+
+    /// Those who have held a lock for a while are to be told what happens to it.
+    pub(crate) fn watch_settled(&self, now: Instant) -> Option<Instant> {
+        let mut wanted = false;
+        let next = {
+            let mut table = self.table();
+            loop {
+                let Some((at, place)) = table.recent.pop_front() else { break None };
+                if now < at {
+                    table.recent.push_front((at, place));
+                    break Some(at);
+                }
+                if table.record(&place).is_some_and(|record| record.phase == Phase::Held) {
+                    wanted |= table.want(&place.line, Scope::All);
+                }
+            }
+        };
+        if wanted {
+            self.hub.notify_one();
+        }
+        next
+    }
+
+    pub(crate) fn queued(&self, ttl: Duration) -> Standing {
+        Standing::Queued { recheck: (ttl / 3).min(LONGEST_RECHECK) }
+    }
+}

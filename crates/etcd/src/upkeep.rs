@@ -1,0 +1,237 @@
+//! What has to be done in time: leases that nobody else keeps alive, claims that nobody renews, keys that could not be deleted.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use distlock_core::LossReason;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    lease::{Lease, Use},
+    request::Request,
+    store::Store,
+    table::{Phase, Place, Record},
+};
+
+/// The longest time between two looks.
+const LONGEST: Duration = Duration::from_millis(500);
+
+/// The shortest time between two looks at everything.
+const SHORTEST: Duration = Duration::from_millis(5);
+
+/// How long to wait before a key is deleted once more.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// What is left to be done, and when to look next.
+#[derive(Debug, Default)]
+pub(crate) struct Upkeep {
+    wake: Arc<Notify>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// When the next look is.
+    next: Option<Instant>,
+    rubbish: Vec<Rubbish>,
+}
+
+/// A key that may still be there, or come yet.
+#[derive(Debug)]
+pub(crate) struct Rubbish {
+    own: String,
+    /// What it is bound to, until it was deleted for the first time.
+    uses: Vec<Use>,
+    /// A request that was given up may write it again, as long as one of these leases is there.
+    ambiguous: bool,
+    ghosts: Vec<Arc<Lease>>,
+    next: Instant,
+}
+
+impl Upkeep {
+    /// Something is to be done by then.
+    pub(crate) fn wake_at(&self, at: Instant) {
+        let mut state = self.state();
+        if state.next.is_none_or(|next| at < next) {
+            state.next = Some(at);
+            drop(state);
+            self.wake.notify_one();
+        }
+    }
+
+    /// A contender's key could not be deleted, or may come back: it is deleted again until that is certain.
+    pub(crate) fn sweep(&self, own: String, record: Record) {
+        let now = Instant::now();
+        let Record { used, others, ambiguous, .. } = record;
+        let uses = others.into_iter().chain([used]).collect();
+        let rubbish = Rubbish { own, uses, ambiguous, ghosts: Vec::new(), next: now };
+        self.state().rubbish.push(rubbish);
+        self.wake_at(now);
+    }
+
+    pub(crate) fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does what has to be done, for as long as the store is there.
+pub(crate) async fn run(store: Weak<Store>, wake: Arc<Notify>) {
+    loop {
+        let next = {
+            let Some(store) = store.upgrade().filter(|store| store.check_open().is_ok()) else {
+                return;
+            };
+            let now = Instant::now();
+            let soonest = now + SHORTEST;
+            let next = store.look_after(now).max(soonest);
+            store.upkeep.state().next = Some(next);
+            next
+        };
+        tokio::select! {
+            () = sleep_until(next) => {}
+            () = wake.notified() => {
+                // What is due next may be sooner now.
+                let sooner = store.upgrade().and_then(|store| store.upkeep.state().next);
+                if let Some(sooner) = sooner {
+                    sleep_until(sooner.min(next)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Does what is due, and tells when the next thing is.
+    fn look_after(self: &Arc<Self>, now: Instant) -> Instant {
+        let mut next = now + LONGEST;
+        if let Some(at) = self.watch_settled(now) {
+            next = next.min(at);
+        }
+        next = next.min(self.end_unrenewed(now));
+        let chores = self.leases.chores(now);
+        for lease in chores.refresh {
+            let store = Arc::clone(self);
+            self.runtime.spawn(async move {
+                // Who uses it finds out by itself.
+                let _ = store.refresh(&lease).await;
+            });
+        }
+        for lease in chores.revoke {
+            let store = Arc::clone(self);
+            self.runtime.spawn(async move {
+                if store.leases.revoke(&lease).await.is_err() {
+                    store.leases.again(lease);
+                }
+            });
+        }
+        let due: Vec<_> = {
+            let mut state = self.upkeep.state();
+            let (due, later) = state.rubbish.drain(..).partition(|rubbish| rubbish.next <= now);
+            state.rubbish = later;
+            due
+        };
+        for rubbish in due {
+            let store = Arc::clone(self);
+            self.runtime.spawn(async move { store.clear(rubbish).await });
+        }
+        next
+    }
+
+    /// Ends the claims that nobody has renewed for their ttl, as the server would if their leases were theirs alone. Tells when the next one ends.
+    fn end_unrenewed(self: &Arc<Self>, now: Instant) -> Instant {
+        let mut next = now + LONGEST;
+        let mut ended = Vec::new();
+        {
+            let mut table = self.table();
+            for (line, name) in &mut table.names {
+                name.records.retain_over(now, &mut next, |nonce, record| {
+                    ended.push((Place { line: Arc::clone(line), nonce }, record));
+                });
+            }
+            for (place, _) in &ended {
+                table.tidy(&place.line);
+            }
+        }
+        for (place, record) in ended {
+            if record.phase != Phase::Resting {
+                record.claim.end(LossReason::Expired);
+            }
+            let store = Arc::clone(self);
+            self.runtime.spawn(async move { store.cut(&place, record).await });
+        }
+        next
+    }
+
+    /// Deletes the key of a claim that was not renewed, unless another process has it now.
+    async fn cut(self: &Arc<Self>, place: &Place, record: Record) {
+        let lease = record.used.lease().id();
+        let cut = Request::Cut { own: place.own(), lease };
+        match self.writer.send(cut).await {
+            Ok(_) if !record.ambiguous && record.others.is_empty() => {
+                self.table().left(place);
+                self.leases.put_back(record.used);
+            }
+            _ => self.upkeep.sweep(place.own(), record),
+        }
+    }
+
+    async fn clear(self: &Arc<Self>, mut rubbish: Rubbish) {
+        let deleted = self.writer.send(Request::Delete { own: rubbish.own.clone() }).await;
+        if let Ok(answer) = deleted {
+            rubbish.ambiguous |= answer.ambiguous;
+            for used in rubbish.uses.drain(..) {
+                if rubbish.ambiguous {
+                    rubbish.ghosts.push(Arc::clone(used.lease()));
+                    self.leases.retire(used);
+                } else {
+                    self.leases.put_back(used);
+                }
+            }
+            rubbish.ghosts.retain(|lease| !lease.is_gone());
+            if rubbish.ghosts.is_empty() {
+                return;
+            }
+        }
+        let lasts = rubbish.ghosts.iter().map(|lease| lease.granted() / 6).min();
+        rubbish.next = Instant::now() + lasts.unwrap_or(AGAIN).clamp(AGAIN, AGAIN * 10);
+        self.upkeep.state().rubbish.push(rubbish);
+    }
+}
+
+/// Takes out the records that are over.
+trait RetainOver {
+    fn retain_over(
+        &mut self,
+        now: Instant,
+        next: &mut Instant,
+        over: impl FnMut(crate::layout::Nonce, Record),
+    );
+}
+
+impl RetainOver for std::collections::HashMap<crate::layout::Nonce, Record> {
+    fn retain_over(
+        &mut self,
+        now: Instant,
+        next: &mut Instant,
+        mut over: impl FnMut(crate::layout::Nonce, Record),
+    ) {
+        for (nonce, record) in self.extract_if(|_, record| {
+            let ends = record.until <= now;
+            if !ends {
+                *next = (*next).min(record.until);
+            }
+            ends
+        }) {
+            over(nonce, record);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What writes: one transaction under way at a time, into which goes all that came up during the one before.
+//!
+//! So a process that is alone with its request waits for nobody, and many tasks share the cost of one proposal.
+
+use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc};
+
+use etcd_client::Txn;
+use futures_util::FutureExt as _;
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    error::{Failure, Remedy},
+    members::{Answered, Members},
+    request::{Reply, Request, deleted},
+};
+
+/// How many requests go into one transaction. A server allows 128 operations, a request within one being at most two.
+const BATCH: usize = 60;
+
+/// How many requests may wait for their turn; who comes then waits to be allowed to wait.
+const QUEUE: usize = 4096;
+
+/// Where requests are left. Clones lead to the same place.
+#[derive(Clone, Debug)]
+pub(crate) struct Writer(mpsc::Sender<Pending>);
+
+#[derive(Debug)]
+struct Pending {
+    request: Request,
+    reply: oneshot::Sender<Result<Answered<Reply>, Failure>>,
+}
+
+impl Writer {
+    pub(crate) fn start(members: Arc<Members>, runtime: &Handle) -> Self {
+        let (tx, rx) = mpsc::channel(QUEUE);
+        runtime.spawn(write(members, rx));
+        Self(tx)
+    }
+
+    /// Makes a request, and waits for its answer.
+    pub(crate) async fn send(&self, request: Request) -> Result<Answered<Reply>, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Pending { request, reply }).await.map_err(|_| Failure::closed())?;
+        // A task that ended with its runtime may have sent it.
+        answer.await.unwrap_or_else(|_| Err(Failure::closed().after(true)))
+    }
+}
+
+async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>) {
+    let mut waiting = VecDeque::new();
+    loop {
+        if waiting.is_empty() {
+            match rx.recv().await {
+                Some(pending) => waiting.push_back(pending),
+                None => return,
+            }
+        }
+        while waiting.len() < QUEUE {
+            let Ok(pending) = rx.try_recv() else { break };
+            waiting.push_back(pending);
+        }
+        let mut batch = choose(&mut waiting);
+        // Deletes come first, so that who asks in the same transaction does not find what they delete.
+        batch.sort_by_key(|pending| pending.request.line().is_some());
+        // A server that answers what no server answers must not end this task.
+        let carried_out = AssertUnwindSafe(carry_out(&members, batch)).catch_unwind().await;
+        drop(carried_out);
+    }
+}
+
+/// Takes what can go into one transaction, in order: no two requests for the end of the same line, or about the same key.
+fn choose(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
+    if waiting.len() == 1 {
+        return waiting.drain(..).collect();
+    }
+    let mut batch: Vec<Pending> = Vec::new();
+    let mut left = VecDeque::new();
+    let mut taken = std::collections::HashSet::new();
+    while let Some(pending) = waiting.pop_front() {
+        let request = &pending.request;
+        let (own, line) = (request.own().to_owned(), request.line().map(str::to_owned));
+        let free = batch.len() < BATCH
+            && !taken.contains(&own)
+            && line.as_ref().is_none_or(|line| !taken.contains(line));
+        // What is left behind must not be overtaken by a later request about the same.
+        taken.insert(own);
+        taken.extend(line);
+        if free {
+            batch.push(pending);
+        } else {
+            left.push_back(pending);
+        }
+    }
+    *waiting = left;
+    batch
+}
+
+async fn carry_out(members: &Members, batch: Vec<Pending>) {
+    if batch.len() == 1 {
+        for Pending { request, reply } in batch {
+            let _ = reply.send(alone(members, &request).await);
+        }
+        return;
+    }
+    let txn = Txn::new().and_then(batch.iter().map(|p| p.request.op()).collect::<Vec<_>>());
+    let sent = members.call(|mut client| {
+        let txn = txn.clone();
+        async move { client.txn(txn).await }
+    });
+    match sent.await {
+        Ok(Answered { answer, ambiguous }) => {
+            let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            let mut parts = answer.op_responses().into_iter();
+            for Pending { request, reply } in batch {
+                let answer = request.read_op(parts.next(), revision);
+                let _ = reply.send(answer.map(|answer| Answered { answer, ambiguous }));
+            }
+        }
+        // One that cannot be carried out takes all with it: each has to show for itself.
+        Err(failure) if matches!(failure.remedy, Remedy::Fail(_) | Remedy::Lease) => {
+            for Pending { request, reply } in batch {
+                let answer = alone(members, &request).await;
+                let ambiguous = failure.ambiguous;
+                let _ = reply.send(match answer {
+                    Ok(answer) => {
+                        Ok(Answered { ambiguous: answer.ambiguous || ambiguous, ..answer })
+                    }
+                    Err(failure) => Err(failure.after(ambiguous)),
+                });
+            }
+        }
+        Err(failure) => {
+            for Pending { reply, .. } in batch {
+                let _ = reply.send(Err(failure.clone()));
+            }
+        }
+    }
+}
+
+async fn alone(members: &Members, request: &Request) -> Result<Answered<Reply>, Failure> {
+    if let Request::Delete { own } = request {
+        let sent = members.call(|mut client| {
+            let own = own.clone();
+            async move { client.delete(own, None).await }
+        });
+        let Answered { answer, ambiguous } = sent.await?;
+        return Ok(Answered { answer: deleted(&answer), ambiguous });
+    }
+    let txn = request.txn();
+    let sent = members.call(|mut client| {
+        let txn = txn.clone();
+        async move { client.txn(txn).await }
+    });
+    let Answered { answer, ambiguous } = sent.await?;
+    let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+    Ok(Answered { answer: request.read(&answer, revision)?, ambiguous })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Ask;
+
+    fn ask(line: &str, own: &str) -> Request {
+        let [own, line] = [own, line].map(str::to_owned);
+        Request::Ask(Ask { own, line, value: String::new(), lease: 1, queue: true })
+    }
+
+    fn delete(own: &str) -> Request {
+        Request::Delete { own: own.to_owned() }
+    }
+
+    fn owns(pending: impl IntoIterator<Item = Pending>) -> Vec<String> {
+        pending.into_iter().map(|pending| pending.request.own().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_transaction_has_one_end_per_line_and_keeps_the_order_of_a_key() {
+        let requests = [
+            ask("l/", "l/1"),
+            ask("m/", "m/1"),
+            ask("l/", "l/2"),
+            delete("l/3"),
+            delete("l/2"),
+            delete("m/1"),
+        ];
+        let mut waiting: VecDeque<_> = requests
+            .into_iter()
+            .map(|request| Pending { request, reply: oneshot::channel().0 })
+            .collect();
+        assert_eq!(owns(choose(&mut waiting)), ["l/1", "m/1", "l/3"]);
+        assert_eq!(owns(choose(&mut waiting)), ["l/2", "m/1"]);
+        assert_eq!(owns(choose(&mut waiting)), ["l/2"]);
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn a_transaction_stays_within_the_server_s_limit() {
+        let mut waiting: VecDeque<_> = (0..150)
+            .map(|n| ask(&format!("{n}/"), &format!("{n}/1")))
+            .map(|request| Pending { request, reply: oneshot::channel().0 })
+            .collect();
+        let sizes: Vec<_> = (0..3).map(|_| choose(&mut waiting).len()).collect();
+        assert_eq!(sizes, [60, 60, 30]);
+    }
+}
