@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --example quickstart                                    on the memory store, a worker is a thread
 //! cargo run --example quickstart -- --url redis://127.0.0.1:6379    on Redis, a worker is a process
+//! cargo run --example quickstart --features etcd -- --url etcd://127.0.0.1:2379    on etcd
 //! ```
 //!
 //! `worker.rs` is the part that uses the library.

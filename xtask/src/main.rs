@@ -6,7 +6,6 @@ mod bench;
 mod install;
 mod lint;
 mod manifest;
-mod protoc;
 mod run;
 mod servers;
 mod test;

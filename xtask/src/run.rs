@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Result, protoc, root};
+use crate::{Result, root};
 
 /// Runs a program in the background of a shell that ends it, with all its children in our group,
 /// when the pipe we hold closes. However we die, nothing keeps running.
@@ -58,12 +58,11 @@ impl Steps {
     }
 }
 
-/// The cargo that runs us, in the root, with a `protoc` for what it builds.
+/// The cargo that runs us, in the root.
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(program);
     command.args(args).current_dir(root());
-    protoc::offer(&mut command);
     command
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use distlock_servers::net::wait_until;
 
-use crate::{Result, install, protoc, root, run, servers::Servers};
+use crate::{Result, install, root, run, servers::Servers};
 
 /// A server that `up` started: its process, and the socket by which we know it again.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ pub(crate) fn up() -> Result {
         writeln!(lines, "{} {}", server.pid(), server.socket().display())?;
     }
     fs::create_dir_all(pids.parent().expect("it lies in a folder"))?;
-    let told = servers.exports() + &protoc::export();
+    let told = servers.exports();
     fs::write(&exports, &told)?;
     fs::write(&pids, lines)?;
     print!("{told}");

@@ -4,6 +4,9 @@
 mod url;
 
 pub use distlock_core::*;
+/// The etcd store.
+#[cfg(feature = "etcd")]
+pub use distlock_etcd as etcd;
 /// The in-process store.
 #[cfg(feature = "memory")]
 pub use distlock_memory as memory;

@@ -7,6 +7,7 @@ use distlock_core::{AnyBackend, Client, Error};
 /// | URL | store | feature |
 /// |---|---|---|
 /// | `memory://`, `memory://name` | this process's own; the same for the same name | `memory` |
+/// | `etcd://host:2379,host:2379`, `etcds://…` | etcd, see `distlock-etcd` | `etcd`, `etcd-tls` |
 /// | `redis://`, `rediss://`, `redis+unix://`, `redis-cluster://`, `redis-sentinel://` … | Redis, see `distlock-redis` | `redis`, `redis-tls` |
 ///
 /// # Errors
@@ -40,6 +41,7 @@ pub async fn backend(url: &str) -> Result<AnyBackend, Error> {
         return Err(Error::invalid("store URL", "has no `scheme://` at its start"));
     };
     match scheme {
+        "etcd" | "etcds" => etcd(url).await,
         "memory" => memory(rest),
         _ if scheme.starts_with("redis") => redis(url).await,
         _ => Err(Error::invalid(
@@ -49,7 +51,18 @@ pub async fn backend(url: &str) -> Result<AnyBackend, Error> {
     }
 }
 
-const SCHEMES: &str = "memory, redis, rediss, redis+unix, redis-cluster, rediss-cluster, redis-sentinel, rediss-sentinel";
+const SCHEMES: &str = "etcd, etcds, memory, redis, rediss, redis+unix, redis-cluster, rediss-cluster, redis-sentinel, rediss-sentinel";
+
+#[cfg(feature = "etcd")]
+async fn etcd(url: &str) -> Result<AnyBackend, Error> {
+    Ok(AnyBackend::new(distlock_etcd::EtcdBackend::connect(url).await?))
+}
+
+#[cfg(not(feature = "etcd"))]
+#[allow(clippy::unused_async, reason = "its twin with the feature connects")]
+async fn etcd(_: &str) -> Result<AnyBackend, Error> {
+    Err(missing("etcd"))
+}
 
 #[cfg(feature = "memory")]
 fn memory(name: &str) -> Result<AnyBackend, Error> {
@@ -72,7 +85,7 @@ async fn redis(_: &str) -> Result<AnyBackend, Error> {
     Err(missing("redis"))
 }
 
-#[cfg(not(all(feature = "memory", feature = "redis")))]
+#[cfg(not(all(feature = "etcd", feature = "memory", feature = "redis")))]
 fn missing(feature: &str) -> Error {
     Error::invalid(
         "store URL",
@@ -97,6 +110,13 @@ mod tests {
     async fn a_missing_feature_is_named() {
         let error = connect("redis://127.0.0.1").await.unwrap_err().to_string();
         assert!(error.contains("feature `redis`"), "{error}");
+    }
+
+    #[cfg(not(feature = "etcd"))]
+    #[tokio::test]
+    async fn the_feature_for_etcd_is_named() {
+        let error = connect("etcd://127.0.0.1").await.unwrap_err().to_string();
+        assert!(error.contains("feature `etcd`"), "{error}");
     }
 
     #[cfg(feature = "memory")]
