@@ -42,6 +42,12 @@ impl Times {
         self.0.get(index).copied().unwrap_or_default()
     }
 
+    /// How many are longer.
+    #[must_use]
+    pub fn count_over(&self, limit: Duration) -> usize {
+        self.0.len() - self.0.partition_point(|time| *time <= limit)
+    }
+
     /// The half-way time.
     #[must_use]
     pub fn median(&self) -> Duration {

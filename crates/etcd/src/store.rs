@@ -153,6 +153,7 @@ impl Store {
             value: value.clone(),
             lease: lease.id(),
             queue: *queue,
+            again,
         };
         let refresh = async { if stale { self.refresh(&lease).await.map(drop) } else { Ok(()) } };
         let (answer, refreshed) = tokio::join!(self.writer.send(Request::Ask(ask)), refresh);

@@ -99,44 +99,60 @@ fn choose(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
 }
 
 async fn carry_out(members: &Members, batch: Vec<Pending>) {
-    if batch.len() == 1 {
-        for Pending { request, reply } in batch {
-            let _ = reply.send(alone(members, &request).await);
-        }
-        return;
+    let (flat, single): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .map(|pending| (pending.request.flat(), pending))
+        .partition(|(flat, _)| flat.is_some());
+    if flat.len() < 2 {
+        return one_by_one(
+            members,
+            flat.into_iter().chain(single).map(|(_, pending)| pending),
+            false,
+        )
+        .await;
     }
-    let txn = Txn::new().and_then(batch.iter().map(|p| p.request.op()).collect::<Vec<_>>());
+    let (mut conditions, mut ops, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+    for (flat, pending) in flat {
+        let (condition, own) = flat.unwrap_or_default();
+        conditions.extend(condition);
+        ops.extend(own);
+        batch.push(pending);
+    }
+    let txn = Txn::new().when(conditions).and_then(ops);
     let sent = members.call(|mut client| {
         let txn = txn.clone();
         async move { client.txn(txn).await }
     });
     match sent.await {
-        Ok(Answered { answer, ambiguous }) => {
+        Ok(Answered { answer, ambiguous }) if answer.succeeded() => {
             let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
             let mut parts = answer.op_responses().into_iter();
             for Pending { request, reply } in batch {
-                let answer = request.read_op(parts.next(), revision);
+                let answer = request.read_flat(&mut parts, revision);
                 let _ = reply.send(answer.map(|answer| Answered { answer, ambiguous }));
             }
         }
         // One that cannot be carried out takes all with it: each has to show for itself.
+        Ok(Answered { ambiguous, .. }) => one_by_one(members, batch, ambiguous).await,
         Err(failure) if matches!(failure.remedy, Remedy::Fail(_) | Remedy::Lease) => {
-            for Pending { request, reply } in batch {
-                let answer = alone(members, &request).await;
-                let ambiguous = failure.ambiguous;
-                let _ = reply.send(match answer {
-                    Ok(answer) => {
-                        Ok(Answered { ambiguous: answer.ambiguous || ambiguous, ..answer })
-                    }
-                    Err(failure) => Err(failure.after(ambiguous)),
-                });
-            }
+            one_by_one(members, batch, failure.ambiguous).await;
         }
         Err(failure) => {
             for Pending { reply, .. } in batch {
                 let _ = reply.send(Err(failure.clone()));
             }
         }
+    }
+    one_by_one(members, single.into_iter().map(|(_, pending)| pending), false).await;
+}
+
+async fn one_by_one(members: &Members, batch: impl IntoIterator<Item = Pending>, ambiguous: bool) {
+    for Pending { request, reply } in batch {
+        let answer = alone(members, &request).await;
+        let _ = reply.send(match answer {
+            Ok(answer) => Ok(Answered { ambiguous: answer.ambiguous || ambiguous, ..answer }),
+            Err(failure) => Err(failure.after(ambiguous)),
+        });
     }
 }
 
@@ -166,7 +182,8 @@ mod tests {
 
     fn ask(line: &str, own: &str) -> Request {
         let [own, line] = [own, line].map(str::to_owned);
-        Request::Ask(Ask { own, line, value: String::new(), lease: 1, queue: true })
+        let (value, lease, queue, again) = (String::new(), 1, true, false);
+        Request::Ask(Ask { own, line, value, lease, queue, again })
     }
 
     fn delete(own: &str) -> Request {
