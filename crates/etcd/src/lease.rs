@@ -9,13 +9,16 @@ use std::{
 use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
 use tokio::{
     sync::Mutex as AsyncMutex,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
     error::{Failure, Remedy},
     members::{Link, Members},
 };
+
+/// How long to wait before another member is asked to keep a lease alive.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// A lease, kept alive by one stream.
 pub(crate) struct Lease {
@@ -43,7 +46,9 @@ struct State {
     /// Since when nobody uses it.
     idle: Instant,
     users: usize,
-    refreshes: u64,
+    /// How many attempts to keep it alive have ended, and what the last one failed with.
+    attempts: u64,
+    failed: Option<Failure>,
     /// The server does not have it any more.
     gone: bool,
     /// A request that was given up may still bind a key to it: nobody new uses it, and it is revoked after its last user.
@@ -71,7 +76,8 @@ impl Lease {
         since: Instant,
     ) -> Arc<Self> {
         let idle = Instant::now();
-        let state = State { since, idle, users: 0, refreshes: 0, gone: false, retired: false };
+        let state =
+            State { since, idle, users: 0, attempts: 0, failed: None, gone: false, retired: false };
         let (state, stream) = (Mutex::new(state), AsyncMutex::default());
         Arc::new(Self { id, seconds, granted, kind, state, stream })
     }
@@ -115,9 +121,15 @@ impl Lease {
         (state.users == 0).then_some(state.idle)
     }
 
-    /// Whether a keep-alive of it was confirmed within this part of its time.
-    pub(crate) fn is_fresh(&self, now: Instant, part: u32) -> bool {
-        now < self.since() + self.granted / part
+    /// Whether it was kept alive so lately that most of this time is left.
+    pub(crate) fn is_fresh(&self, now: Instant, ttl: Duration) -> bool {
+        now < self.since() + ttl.min(self.granted) / 2
+    }
+
+    /// Whether it is time to keep it alive, and nobody is at it. The time that was asked for counts: the server may have given more.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let asked = Duration::from_secs(self.seconds).min(self.granted);
+        self.since() + asked / 3 <= now && self.stream.try_lock().is_ok()
     }
 
     /// Whether new keys may be bound to it. The server may have ended it by itself when most of its time is over.
@@ -138,86 +150,95 @@ impl Lease {
     ///
     /// Who comes while another one is at it gets that one's answer.
     pub(crate) async fn refresh(&self, members: &Members) -> Result<Instant, Failure> {
-        let before = self.state().refreshes;
+        let before = self.state().attempts;
         let mut stream = self.stream.lock().await;
         {
             let state = self.state();
             if state.gone {
                 return Err(Failure::lease_gone());
             }
-            if state.refreshes != before {
-                return Ok(state.since);
+            if state.attempts != before {
+                return state.failed.clone().map_or(Ok(state.since), Err);
             }
         }
+        let kept = self.keep(&mut stream, members).await;
+        let mut state = self.state();
+        state.attempts += 1;
+        state.failed = kept.as_ref().err().cloned();
+        let sent = kept?;
+        state.since = sent.max(state.since);
+        Ok(state.since)
+    }
+
+    async fn keep(
+        &self,
+        stream: &mut Option<Stream>,
+        members: &Members,
+    ) -> Result<Instant, Failure> {
         let limit = members.request_timeout().min(self.granted / 6);
         let end = Instant::now() + members.request_timeout() * 2;
         loop {
             let sent = Instant::now();
             // A stream that is not put back ends: no later answer can be taken for that to a later request.
-            let failure = match timeout(limit, beat(stream.take(), self.id, members)).await {
-                Ok(Ok(alive)) => {
+            let failure = match self.beat(stream.take(), limit, members).await {
+                Ok(alive) => {
                     *stream = Some(alive);
-                    let mut state = self.state();
-                    state.refreshes += 1;
-                    state.since = sent.max(state.since);
-                    return Ok(state.since);
+                    return Ok(sent);
                 }
-                Ok(Err((failure, turn))) => {
-                    if let (Some(turn), Remedy::Move { .. }) = (turn, failure.remedy) {
-                        members.leave(turn);
-                    }
-                    failure
-                }
-                Err(_) => {
-                    members.leave_current();
-                    Failure::timeout()
-                }
+                Err(failure) => failure,
             };
-            match failure.remedy {
-                Remedy::Lease => {
-                    self.set_gone();
-                    return Err(failure);
-                }
-                Remedy::Login => {
-                    if let Ok(link) = members.link().await {
-                        members.mend(&link, &failure).await;
-                    }
-                }
-                _ => {}
+            if failure.remedy == Remedy::Lease {
+                self.set_gone();
             }
-            if matches!(failure.remedy, Remedy::Fail(_)) || end <= Instant::now() {
+            if matches!(failure.remedy, Remedy::Fail(_) | Remedy::Lease) || end <= Instant::now() {
                 return Err(failure);
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            sleep(AGAIN).await;
         }
+    }
+
+    /// One keep-alive and its answer.
+    async fn beat(
+        &self,
+        stream: Option<Stream>,
+        limit: Duration,
+        members: &Members,
+    ) -> Result<Stream, Failure> {
+        let (link, beat) = match stream {
+            Some(Stream { mut keeper, mut answers, link }) => {
+                let beat = timeout(limit, async {
+                    keeper.keep_alive().await?;
+                    let answer = answers.message().await?;
+                    Ok(answer.map(|answer| answer.ttl()))
+                });
+                let beat = beat.await.map(|beat| beat.map(|ttl| (ttl, keeper, answers)));
+                (link, beat)
+            }
+            None => {
+                let mut link = members.link().await?;
+                // The first keep-alive is a part of opening the stream, and one that finds nothing is an error then.
+                let opened = timeout(limit, link.client.lease_keep_alive(self.id)).await;
+                let beat = opened.map(|opened| {
+                    opened.map(|(keeper, answers)| (Some(i64::MAX), keeper, answers))
+                });
+                (link, beat)
+            }
+        };
+        let failure = match beat {
+            Ok(Ok((Some(ttl), keeper, answers))) if 0 < ttl => {
+                return Ok(Stream { keeper, answers, link });
+            }
+            Ok(Ok((Some(_), ..))) => return Err(Failure::lease_gone()),
+            // The stream has ended.
+            Ok(Ok((None, ..))) | Err(_) => Failure::timeout(),
+            Ok(Err(error)) => Failure::new(&error),
+        };
+        members.mend(&link, &failure).await;
+        Err(failure)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One keep-alive and its answer. A failure comes with what to leave: the member that it is the fault of.
-async fn beat(
-    stream: Option<Stream>,
-    id: i64,
-    members: &Members,
-) -> Result<Stream, (Failure, Option<usize>)> {
-    if let Some(mut stream) = stream {
-        let turn = Some(stream.link.turn());
-        let failed = |error| (Failure::new(&error), turn);
-        stream.keeper.keep_alive().await.map_err(failed)?;
-        return match stream.answers.message().await.map_err(failed)? {
-            Some(answer) if 0 < answer.ttl() => Ok(stream),
-            Some(_) => Err((Failure::lease_gone(), None)),
-            None => Err((Failure::timeout(), turn)),
-        };
-    }
-    let mut link = members.link().await.map_err(|failure| (failure, None))?;
-    // The first keep-alive is a part of opening the stream.
-    match link.client.lease_keep_alive(id).await {
-        Ok((keeper, answers)) => Ok(Stream { keeper, answers, link }),
-        Err(error) => Err((Failure::new(&error), Some(link.turn()))),
     }
 }
 

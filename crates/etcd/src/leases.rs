@@ -132,7 +132,7 @@ impl Leases {
         let (revoke, wait): (Vec<_>, Vec<_>) =
             leaving.drain(..).partition(|lease| lease.idle_since().is_some());
         *leaving = wait;
-        let due = |lease: &&Arc<Lease>| lease.is_shared() && !lease.is_fresh(now, 3);
+        let due = |lease: &&Arc<Lease>| lease.is_shared() && lease.is_due(now);
         let refresh = shared.values().chain(&*leaving).filter(due).cloned().collect();
         Chores { refresh, revoke }
     }

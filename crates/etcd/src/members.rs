@@ -95,13 +95,19 @@ impl Members {
 
     /// The member that is used. Connects to it, if that was not done yet; whom it cannot reach it leaves.
     pub(crate) async fn link(&self) -> Result<Link, Failure> {
-        let turn = self.turn.load(Ordering::Acquire);
-        let seat = &self.seats[turn % self.seats.len()];
-        let mut client = seat.client.lock().await;
+        let (turn, mut client) = loop {
+            let turn = self.turn.load(Ordering::Acquire);
+            let client = self.seats[turn % self.seats.len()].client.lock().await;
+            // Whoever was here before may have found that it cannot be reached.
+            if turn == self.turn.load(Ordering::Acquire) {
+                break (turn, client);
+            }
+        };
         if let Some(client) = &*client {
             return Ok(Link { client: client.clone(), turn });
         }
-        let connecting = Client::connect([&*seat.endpoint], Some(self.options.clone()));
+        let endpoint = &*self.seats[turn % self.seats.len()].endpoint;
+        let connecting = Client::connect([endpoint], Some(self.options.clone()));
         let connected = match timeout(self.connect_timeout, connecting).await {
             Ok(Ok(connected)) => Ok(connected),
             // Nothing but the login was sent.
@@ -125,11 +131,6 @@ impl Members {
         let next = turn.wrapping_add(1);
         // Somebody else left it at the same time, or already before.
         let _ = self.turn.compare_exchange(turn, next, Ordering::AcqRel, Ordering::Relaxed);
-    }
-
-    /// The member that is used did not answer at all.
-    pub(crate) fn leave_current(&self) {
-        self.leave(self.turn.load(Ordering::Acquire));
     }
 
     /// What to do after a failure, before the next attempt.

@@ -38,7 +38,7 @@ impl Store {
         if let Err(failure) = self.check_open() {
             return renewals.iter().map(|_| Err(failure.clone().into())).collect();
         }
-        let (plans, leases, looks) = self.plan(renewals);
+        let (plans, leases, looks) = self.plan(renewals, started);
         let refreshes = leases.into_values().map(|lease| async move {
             let refreshed = self.refresh(&lease).await.map(drop);
             (lease.id(), refreshed)
@@ -69,7 +69,11 @@ impl Store {
     }
 
     /// How each renewal is carried out, and what that takes.
-    fn plan(&self, renewals: &[Renewal]) -> (Vec<Plan>, HashMap<i64, Arc<Lease>>, Vec<Look>) {
+    fn plan(
+        &self,
+        renewals: &[Renewal],
+        started: Instant,
+    ) -> (Vec<Plan>, HashMap<i64, Arc<Lease>>, Vec<Look>) {
         let (mut leases, mut looks, mut lines) = (HashMap::new(), Vec::new(), HashSet::new());
         let table = self.table();
         let plans = renewals
@@ -81,13 +85,15 @@ impl Store {
                     return Plan::Alone;
                 };
                 let watched = table.names.get(&place.line).is_some_and(Name::hears_all);
-                match record.phase {
+                let look = match record.phase {
                     // A place may have become a lease without a word.
-                    Phase::Waiting if lines.insert(Arc::clone(&place.line)) => {
-                        looks.push(Look::Line(Arc::clone(&place.line)));
-                    }
-                    Phase::Held if !watched => looks.push(Look::Own(place.clone())),
-                    _ => {}
+                    Phase::Waiting => true,
+                    // Some servers lose an event.
+                    Phase::Held => !watched || record.seen + record.ttl <= started,
+                    Phase::Asking | Phase::Resting => false,
+                };
+                if look && lines.insert(Arc::clone(&place.line)) {
+                    looks.push(Look::Line(Arc::clone(&place.line)));
                 }
                 let used = record.others.iter().chain([&record.used]);
                 let used: Vec<_> = used.map(|used| Arc::clone(used.lease())).collect();
@@ -105,29 +111,15 @@ impl Store {
         }
         let seen = self.look(looks).await?;
         for (look, seen) in looks.iter().zip(seen) {
-            let effects = match (look, seen) {
-                (Look::Line(line), Seen::Line(reading)) => {
+            if let (Look::Line(line), Seen::Line(reading)) = (look, seen) {
+                let effects = {
                     let mut table = self.table();
                     let effects = table.names.get_mut(line).map(|name| name.read(&reading));
                     table.tidy(line);
                     effects.unwrap_or_default()
-                }
-                (Look::Own(place), Seen::Own(own)) => {
-                    let mut table = self.table();
-                    let held = table.record_mut(place).filter(|record| record.phase == Phase::Held);
-                    let lost = match (held, own) {
-                        (Some(record), Some(own)) if own.created == record.created => {
-                            record.rebound |= !record.is_bound_to(own.lease);
-                            false
-                        }
-                        (held, _) => held.is_some(),
-                    };
-                    let gone = if lost { table.remove(place) } else { None };
-                    gone.map(settle::Effect::Gone).into_iter().collect()
-                }
-                _ => Vec::new(),
-            };
-            self.carry_out(effects);
+                };
+                self.carry_out(effects);
+            }
         }
         Ok(())
     }

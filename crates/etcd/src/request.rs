@@ -126,7 +126,7 @@ impl Request {
     ) -> Result<Reply, Failure> {
         match self {
             Self::Ask(ask) => ask.read(true, parts, revision),
-            _ => self.read_op(parts.next(), revision),
+            _ => read_delete(parts.next()),
         }
     }
 
@@ -144,24 +144,12 @@ impl Request {
         }
     }
 
-    /// As a part of a larger transaction.
-    pub(crate) fn op(&self) -> TxnOp {
-        match self {
-            Self::Delete { own } => delete(own),
-            _ => TxnOp::txn(self.txn()),
-        }
-    }
-
     /// Reads the answer to [`Request::txn`].
     pub(crate) fn read(&self, answer: &TxnResponse, revision: i64) -> Result<Reply, Failure> {
         let mut parts = answer.op_responses().into_iter();
         match self {
             Self::Ask(ask) => ask.read(answer.succeeded(), &mut parts, revision),
-            Self::Cut { .. } | Self::Delete { .. } => match parts.next() {
-                Some(TxnOpResponse::Delete(answer)) => Ok(deleted(&answer)),
-                None => Ok(Reply::Deleted(false)),
-                _ => Err(Failure::protocol("something else than a delete")),
-            },
+            Self::Cut { .. } | Self::Delete { .. } => read_delete(parts.next()),
             Self::Write(_) => match parts.next() {
                 Some(TxnOpResponse::Put(_)) => Ok(Reply::Written(Ok(revision))),
                 Some(TxnOpResponse::Get(answer)) => {
@@ -169,21 +157,6 @@ impl Request {
                 }
                 _ => Err(Failure::protocol("neither a put nor a get")),
             },
-        }
-    }
-
-    /// Reads the answer to [`Request::op`].
-    pub(crate) fn read_op(
-        &self,
-        answer: Option<TxnOpResponse>,
-        revision: i64,
-    ) -> Result<Reply, Failure> {
-        match answer {
-            Some(TxnOpResponse::Delete(answer)) if matches!(self, Self::Delete { .. }) => {
-                Ok(deleted(&answer))
-            }
-            Some(TxnOpResponse::Txn(answer)) => self.read(&answer, revision),
-            _ => Err(Failure::protocol("a part is missing")),
         }
     }
 }
@@ -269,4 +242,13 @@ fn delete(own: &str) -> TxnOp {
 
 pub(crate) fn deleted(answer: &DeleteResponse) -> Reply {
     Reply::Deleted(0 < answer.deleted())
+}
+
+fn read_delete(part: Option<TxnOpResponse>) -> Result<Reply, Failure> {
+    match part {
+        Some(TxnOpResponse::Delete(answer)) => Ok(deleted(&answer)),
+        // The condition was not true.
+        None => Ok(Reply::Deleted(false)),
+        _ => Err(Failure::protocol("something else than a delete")),
+    }
 }

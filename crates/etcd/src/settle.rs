@@ -41,9 +41,8 @@ pub(crate) fn grant(created: i64, since: Instant, lease: &Lease) -> Grant {
 }
 
 impl Name {
-    /// Makes holders of those who are admitted.
-    pub(crate) fn settle(&mut self) -> Vec<Effect> {
-        let hears_all = self.hears_all();
+    /// Makes holders of those who are admitted. `complete`: all who stand in the line are known, those behind too.
+    pub(crate) fn settle(&mut self, complete: bool) -> Vec<Effect> {
         let Self { line, records, .. } = self;
         let mut effects = Vec::new();
         for (nonce, created) in line.admitted() {
@@ -56,7 +55,7 @@ impl Name {
                 effects.push(Effect::Grant { claim: record.claim.clone(), lease, created });
             }
         }
-        if hears_all && records.len() < line.len() {
+        if complete && records.len() < line.len() {
             for record in records.values_mut() {
                 if record.phase == Phase::Held && !std::mem::replace(&mut record.contended, true) {
                     effects.push(Effect::Contend(record.claim.clone()));
@@ -97,7 +96,7 @@ impl Store {
         self.granted(&place);
         // The ttl of a lock that is not renewed begins with its grant, not while it waited. And a lease that was not heard of for long has to
         // show that it is still there.
-        if lease.is_shared() && lease.is_fresh(Instant::now(), 2) {
+        if lease.is_shared() && lease.is_fresh(Instant::now(), claim.ttl()) {
             return self.push(&claim, &place, &lease, created);
         }
         let store = Arc::clone(self);
@@ -111,6 +110,9 @@ impl Store {
     }
 
     fn push(self: &Arc<Self>, claim: &Claim, place: &Place, lease: &Lease, created: i64) {
+        if let Some(record) = self.table().record_mut(place) {
+            record.until = record.until.max(lease.since() + record.ttl);
+        }
         if claim.grant(grant(created, lease.since(), lease)) {
             return;
         }

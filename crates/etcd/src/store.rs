@@ -143,8 +143,9 @@ impl Store {
             _ => self.leases.take(ttl, claim.renews()).await?,
         };
         let lease = Arc::clone(used.lease());
-        let stale =
-            again || !lease.is_fresh(started, 2) || (!lease.is_shared() && lease.since() < started);
+        let stale = again
+            || !lease.is_fresh(started, ttl)
+            || (!lease.is_shared() && lease.since() < started);
         let before = self.table().begin(place, claim, used, started);
         let value = layout::value(ttl, &claim.metadata());
         let ask = Ask {
@@ -343,7 +344,7 @@ impl Store {
             }
             other => {
                 if let Some(record) = record {
-                    self.upkeep.sweep(place.own(), record);
+                    self.upkeep.sweep(place.clone(), record);
                 }
                 Err(other.err().unwrap_or_else(|| Failure::protocol("no delete")))
             }
@@ -353,7 +354,7 @@ impl Store {
     /// Its key is deleted: what it was bound to is free.
     fn deleted(&self, place: &Place, record: Record) {
         if record.ambiguous {
-            self.upkeep.sweep(place.own(), record);
+            self.upkeep.sweep(place.clone(), record);
             return;
         }
         for used in record.others.into_iter().chain([record.used]) {
@@ -381,18 +382,27 @@ impl Store {
         };
         match written {
             Ok(Some(used)) => {
+                // A late request may still bind the key to those leases: they go with it, when the rest is over.
+                let late = record.and_then(|record| {
+                    if record.ambiguous {
+                        return Some(record);
+                    }
+                    self.deleted(place, record);
+                    None
+                });
                 let mut table = self.table();
                 let before = table.begin(place, claim, used, started);
-                if let Some(record) = table.record_mut(place) {
-                    (record.phase, record.until) = (Phase::Resting, started + rest);
+                if let Some(resting) = table.record_mut(place) {
+                    (resting.phase, resting.until) = (Phase::Resting, started + rest);
+                    if let Some(Record { used, others, .. }) = late {
+                        resting.ambiguous = true;
+                        resting.others = others.into_iter().chain([used]).collect();
+                    }
                 }
                 table.end_ask(&place.line);
                 drop(table);
                 drop(before);
                 self.upkeep.wake_at(started + rest);
-                if let Some(record) = record {
-                    self.deleted(place, record);
-                }
                 Ok(true)
             }
             Ok(None) => {
@@ -403,7 +413,7 @@ impl Store {
             }
             Err(failure) => {
                 if let Some(record) = record {
-                    self.upkeep.sweep(place.own(), record);
+                    self.upkeep.sweep(place.clone(), record);
                 }
                 Err(failure)
             }

@@ -83,6 +83,8 @@ pub(crate) struct Record {
     pub(crate) created: i64,
     pub(crate) modified: i64,
     pub(crate) phase: Phase,
+    /// When its key was read last.
+    pub(crate) seen: Instant,
     /// A request that was given up may write its key again.
     pub(crate) ambiguous: bool,
     pub(crate) contended: bool,
@@ -252,13 +254,13 @@ impl Name {
     /// Somebody of this process or of another came.
     pub(crate) fn came(&mut self, nonce: &[u8], created: i64) -> Vec<Effect> {
         self.line.add(nonce, created);
-        self.settle()
+        self.settle(self.hears_all())
     }
 
     /// Somebody left.
     pub(crate) fn went(&mut self, nonce: &[u8], revision: i64) -> Vec<Effect> {
         self.line.delete(nonce, revision, self.asks != 0);
-        let mut effects = self.settle();
+        let mut effects = self.settle(self.hears_all());
         let known = |record: &Record| record.created != 0 && record.created < revision;
         if self.records.get(nonce).is_some_and(known) {
             effects.extend(self.records.remove(nonce).map(Effect::Gone));
@@ -268,6 +270,7 @@ impl Name {
 
     /// The line was read.
     pub(crate) fn read(&mut self, reading: &Reading) -> Vec<Effect> {
+        let now = Instant::now();
         self.line.merge(reading);
         let here: HashMap<&[u8], &Entry> =
             reading.entries.iter().map(|entry| (&*entry.nonce, entry)).collect();
@@ -278,6 +281,7 @@ impl Name {
                 match here.get(&**nonce) {
                     Some(entry) if entry.created == record.created => {
                         record.rebound |= record.modified < entry.modified;
+                        record.seen = now;
                         false
                     }
                     _ => known,
@@ -286,7 +290,7 @@ impl Name {
             .collect();
         let mut effects: Vec<_> =
             gone.into_iter().map(|(_, record)| Effect::Gone(record)).collect();
-        effects.extend(self.settle());
+        effects.extend(self.settle(true));
         effects
     }
 }
@@ -302,6 +306,7 @@ impl Record {
             created: 0,
             modified: 0,
             phase: Phase::Asking,
+            seen: now,
             ambiguous: false,
             contended: false,
             rebound: false,

@@ -44,7 +44,7 @@ struct State {
 /// A key that may still be there, or come yet.
 #[derive(Debug)]
 pub(crate) struct Rubbish {
-    own: String,
+    place: Place,
     /// What it is bound to, until it was deleted for the first time.
     uses: Vec<Use>,
     /// A request that was given up may write it again, as long as one of these leases is there.
@@ -65,11 +65,11 @@ impl Upkeep {
     }
 
     /// A contender's key could not be deleted, or may come back: it is deleted again until that is certain.
-    pub(crate) fn sweep(&self, own: String, record: Record) {
+    pub(crate) fn sweep(&self, place: Place, record: Record) {
         let now = Instant::now();
         let Record { used, others, ambiguous, .. } = record;
         let uses = others.into_iter().chain([used]).collect();
-        let rubbish = Rubbish { own, uses, ambiguous, ghosts: Vec::new(), next: now };
+        let rubbish = Rubbish { place, uses, ambiguous, ghosts: Vec::new(), next: now };
         self.state().rubbish.push(rubbish);
         self.wake_at(now);
     }
@@ -180,13 +180,18 @@ impl Store {
                 self.table().left(place);
                 self.leases.put_back(record.used);
             }
-            _ => self.upkeep.sweep(place.own(), record),
+            _ => self.upkeep.sweep(place.clone(), record),
         }
     }
 
     async fn clear(self: &Arc<Self>, mut rubbish: Rubbish) {
-        let deleted = self.writer.send(Request::Delete { own: rubbish.own.clone() }).await;
-        if let Ok(answer) = deleted {
+        // An owner id of the user's own may be in use again: then its key is another matter.
+        let in_use = self.table().record(&rubbish.place).is_some();
+        let deleted = match in_use {
+            true => None,
+            false => self.writer.send(Request::Delete { own: rubbish.place.own() }).await.ok(),
+        };
+        if let Some(answer) = deleted {
             rubbish.ambiguous |= answer.ambiguous;
             for used in rubbish.uses.drain(..) {
                 if rubbish.ambiguous {
