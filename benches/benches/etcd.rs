@@ -12,7 +12,7 @@ use std::{
 };
 
 use distlock_benches::{Times, each, median, micros};
-use distlock_core::Client;
+use distlock_core::{Client, Owner};
 use distlock_etcd::EtcdBackend;
 use distlock_servers::etcd::EtcdServer;
 use etcd_client::{
@@ -29,14 +29,28 @@ const ROUNDS: usize = 5;
 const TTL: i64 = 60;
 
 fn main() {
+    // The name of one part, if no more is wanted.
+    let part = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
+    let wanted = |name| part.as_deref().is_none_or(|part| part == name);
+    let server = Arc::new(EtcdServer::start(&[]).expect("an etcd server can be started"));
+    if wanted("uncontended") {
+        // A round trip between two threads is as long as the scheduler likes.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let server = Arc::clone(&server);
+        runtime.block_on(async { tokio::spawn(uncontended(server)).await.unwrap() });
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let server = EtcdServer::start(&[]).expect("an etcd server can be started");
-        uncontended(&server).await;
-        many_names(&server).await;
-        hand_over(&server).await;
-        many_locks(&server).await;
+        if wanted("names") {
+            many_names(&server).await;
+        }
+        if wanted("handover") {
+            hand_over(&server).await;
+        }
+        if wanted("held") {
+            many_locks(&server).await;
+        }
     });
 }
 
@@ -50,12 +64,12 @@ async fn driver(server: &EtcdServer) -> Driver {
 }
 
 /// A lock and its release, one after another, beside what the server cannot do without: a put in a transaction, and a delete.
-async fn uncontended(server: &EtcdServer) {
+async fn uncontended(server: Arc<EtcdServer>) {
     const COUNT: u32 = 200;
     const ROUNDS: usize = 15;
-    let client = client(server).await;
+    let client = client(&server).await;
     let mutex = client.mutex("uncontended");
-    let bare = driver(server).await;
+    let bare = driver(&server).await;
     let lease = bare.clone().lease_grant(TTL, None).await.unwrap().id();
     let (mut floor, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -76,7 +90,8 @@ async fn uncontended(server: &EtcdServer) {
 
 /// As the lock does it: a put bound to a lease, if the key is not there, and a look at the line.
 async fn bare_cycle(mut driver: Driver, lease: i64) {
-    let own = "floor/w0123456789abcdef0123456789abcdef";
+    let own = format!("floor/w{}", distlock_core::Owner::random().unwrap());
+    let own = &*own;
     let range = || TxnOp::get("floor/", Some(GetOptions::new().with_prefix().with_keys_only()));
     let put = TxnOp::put(own, "words", Some(PutOptions::new().with_lease(lease)));
     let txn = Txn::new()

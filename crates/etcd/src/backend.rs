@@ -98,9 +98,11 @@ impl EtcdBackend {
         // A read that goes through the leader, with the rights that locks need.
         let probe = format!("{prefix}distlock");
         members
-            .call(|mut client| {
+            .call(|client| {
                 let probe = probe.clone();
-                async move { client.get(probe, Some(GetOptions::new().with_count_only())).await }
+                async move {
+                    client.kv_client().get(probe, Some(GetOptions::new().with_count_only())).await
+                }
             })
             .await?;
         let store = Store::new(members, prefix);

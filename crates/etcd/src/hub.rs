@@ -130,10 +130,11 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     async fn open(store: &'a Weak<Store>, first: Arc<str>) -> Result<Self, Failure> {
         let strong = store.upgrade().ok_or_else(Failure::closed)?;
-        let mut link = strong.members.link().await?;
+        let link = strong.members.link().await?;
         let scope = strong.table().open_first(&first).unwrap_or(Scope::Leaving);
         let limit = strong.members.request_timeout();
-        let opening = link.client.watch(&*first, Some(options(1, scope)));
+        let mut watch = link.client.watch_client();
+        let opening = watch.watch(&*first, Some(options(1, scope)));
         let failure = match timeout(limit, opening).await {
             Ok(Ok(stream)) => {
                 let (tx, rx) = stream.split();

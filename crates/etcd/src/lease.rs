@@ -215,9 +215,9 @@ impl Lease {
                 (link, beat)
             }
             None => {
-                let mut link = members.link().await?;
+                let link = members.link().await?;
                 // The first keep-alive is a part of opening the stream, and one that finds nothing is an error then.
-                let opened = timeout(limit, link.client.lease_keep_alive(self.id)).await;
+                let opened = timeout(limit, link.client.lease_client().keep_alive(self.id)).await;
                 let beat = opened.map(|opened| {
                     opened.map(|(keeper, answers)| (Some(i64::MAX), keeper, answers))
                 });

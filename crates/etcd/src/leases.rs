@@ -141,7 +141,7 @@ impl Leases {
     pub(crate) async fn revoke(&self, lease: &Lease) -> Result<(), Failure> {
         let id = lease.id();
         let revoked =
-            self.members.call(|mut client| async move { client.lease_revoke(id).await }).await;
+            self.members.call(|client| async move { client.lease_client().revoke(id).await }).await;
         match revoked {
             Ok(_) => {}
             Err(failure) if failure.remedy == crate::error::Remedy::Lease => {}
@@ -168,9 +168,9 @@ impl Leases {
         // One that was granted without our hearing of it ends by itself.
         let granted = self
             .members
-            .call(|mut client| async move {
+            .call(|client| async move {
                 let since = Instant::now();
-                client.lease_grant(asked, None).await.map(|granted| (granted, since))
+                client.lease_client().grant(asked, None).await.map(|granted| (granted, since))
             })
             .await?;
         let (granted, since) = granted.answer;

@@ -19,6 +19,7 @@ mod leases;
 mod line;
 mod members;
 mod read;
+mod release;
 mod renew;
 mod request;
 mod settle;

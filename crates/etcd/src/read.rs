@@ -45,9 +45,9 @@ impl Store {
             let txn = Txn::new().and_then(batch.iter().map(op).collect::<Vec<_>>());
             let answer = self
                 .members
-                .call(|mut client| {
+                .call(|client| {
                     let txn = txn.clone();
-                    async move { client.txn(txn).await }
+                    async move { client.kv_client().txn(txn).await }
                 })
                 .await?
                 .answer;
@@ -101,9 +101,9 @@ impl Store {
             || GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
         let answer = self
             .members
-            .call(|mut client| {
+            .call(|client| {
                 let line = line.clone();
-                async move { client.get(line, Some(sorted())).await }
+                async move { client.kv_client().get(line, Some(sorted())).await }
             })
             .await?
             .answer;
@@ -147,7 +147,7 @@ impl Store {
         }
         let answer = self
             .members
-            .call(|mut client| async move { client.lease_time_to_live(lease, None).await })
+            .call(|client| async move { client.lease_client().time_to_live(lease, None).await })
             .await
             .ok()?
             .answer;

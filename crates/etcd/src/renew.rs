@@ -15,11 +15,9 @@ use crate::{
     lease::Lease,
     read::{Look, Seen},
     settle,
-    store::Store,
+    store::{Store, TRIES},
     table::{Name, Phase, Place, Record},
 };
-
-const TRIES: usize = 4;
 
 /// How a renewal is carried out.
 enum Plan {

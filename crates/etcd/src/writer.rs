@@ -1,14 +1,23 @@
 //! What writes: one transaction under way at a time, into which goes all that came up during the one before.
 //!
-//! So a process that is alone with its request waits for nobody, and many tasks share the cost of one proposal.
+//! So many tasks share the cost of one proposal. And a request that finds nothing under way is made on the spot, by the task that has it.
 
-use std::{collections::VecDeque, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use etcd_client::Txn;
 use futures_util::FutureExt as _;
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
 };
 
 use crate::{
@@ -23,9 +32,23 @@ const BATCH: usize = 60;
 /// How many requests may wait for their turn; who comes then waits to be allowed to wait.
 const QUEUE: usize = 4096;
 
-/// Where requests are left. Clones lead to the same place.
-#[derive(Clone, Debug)]
-pub(crate) struct Writer(mpsc::Sender<Pending>);
+/// For how long a request that was made on the spot keeps others waiting: the task that has it may have stopped to look after it.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Where requests are made.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    members: Arc<Members>,
+    tx: mpsc::Sender<Pending>,
+    line: Arc<Line>,
+}
+
+/// What is under way, and what waits for it.
+#[derive(Debug)]
+struct Line {
+    turn: Semaphore,
+    queued: AtomicUsize,
+}
 
 #[derive(Debug)]
 struct Pending {
@@ -36,38 +59,48 @@ struct Pending {
 impl Writer {
     pub(crate) fn start(members: Arc<Members>, runtime: &Handle) -> Self {
         let (tx, rx) = mpsc::channel(QUEUE);
-        runtime.spawn(write(members, rx));
-        Self(tx)
+        let line = Arc::new(Line { turn: Semaphore::new(1), queued: AtomicUsize::new(0) });
+        runtime.spawn(write(Arc::clone(&members), rx, Arc::clone(&line)));
+        Self { members, tx, line }
     }
 
     /// Makes a request, and waits for its answer.
     pub(crate) async fn send(&self, request: Request) -> Result<Answered<Reply>, Failure> {
+        // Nobody who came before is overtaken.
+        if self.line.queued.load(Ordering::Acquire) == 0
+            && let Ok(_turn) = self.line.turn.try_acquire()
+        {
+            return alone(&self.members, &request).await;
+        }
         let (reply, answer) = oneshot::channel();
-        self.0.send(Pending { request, reply }).await.map_err(|_| Failure::closed())?;
+        self.line.queued.fetch_add(1, Ordering::AcqRel);
+        if self.tx.send(Pending { request, reply }).await.is_err() {
+            return Err(Failure::closed());
+        }
         // A task that ended with its runtime may have sent it.
         answer.await.unwrap_or_else(|_| Err(Failure::closed().after(true)))
     }
 }
 
-async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>) {
+async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>, line: Arc<Line>) {
     let mut waiting = VecDeque::new();
-    loop {
-        if waiting.is_empty() {
-            match rx.recv().await {
-                Some(pending) => waiting.push_back(pending),
-                None => return,
+    while let Some(pending) = rx.recv().await {
+        waiting.push_back(pending);
+        let _turn = timeout(PATIENCE, line.turn.acquire()).await;
+        while !waiting.is_empty() {
+            while waiting.len() < QUEUE {
+                let Ok(pending) = rx.try_recv() else { break };
+                waiting.push_back(pending);
             }
+            let mut batch = choose(&mut waiting);
+            let count = batch.len();
+            // Deletes come first, so that who asks in the same transaction does not find what they delete.
+            batch.sort_by_key(|pending| pending.request.line().is_some());
+            // A server that answers what no server answers must not end this task.
+            let carried_out = AssertUnwindSafe(carry_out(&members, batch)).catch_unwind().await;
+            drop(carried_out);
+            line.queued.fetch_sub(count, Ordering::AcqRel);
         }
-        while waiting.len() < QUEUE {
-            let Ok(pending) = rx.try_recv() else { break };
-            waiting.push_back(pending);
-        }
-        let mut batch = choose(&mut waiting);
-        // Deletes come first, so that who asks in the same transaction does not find what they delete.
-        batch.sort_by_key(|pending| pending.request.line().is_some());
-        // A server that answers what no server answers must not end this task.
-        let carried_out = AssertUnwindSafe(carry_out(&members, batch)).catch_unwind().await;
-        drop(carried_out);
     }
 }
 
@@ -78,7 +111,7 @@ fn choose(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
     }
     let mut batch: Vec<Pending> = Vec::new();
     let mut left = VecDeque::new();
-    let mut taken = std::collections::HashSet::new();
+    let mut taken = HashSet::new();
     while let Some(pending) = waiting.pop_front() {
         let request = &pending.request;
         let (own, line) = (request.own().to_owned(), request.line().map(str::to_owned));
@@ -119,9 +152,9 @@ async fn carry_out(members: &Members, batch: Vec<Pending>) {
         batch.push(pending);
     }
     let txn = Txn::new().when(conditions).and_then(ops);
-    let sent = members.call(|mut client| {
+    let sent = members.call(|client| {
         let txn = txn.clone();
-        async move { client.txn(txn).await }
+        async move { client.kv_client().txn(txn).await }
     });
     match sent.await {
         Ok(Answered { answer, ambiguous }) if answer.succeeded() => {
@@ -158,17 +191,17 @@ async fn one_by_one(members: &Members, batch: impl IntoIterator<Item = Pending>,
 
 async fn alone(members: &Members, request: &Request) -> Result<Answered<Reply>, Failure> {
     if let Request::Delete { own } = request {
-        let sent = members.call(|mut client| {
+        let sent = members.call(|client| {
             let own = own.clone();
-            async move { client.delete(own, None).await }
+            async move { client.kv_client().delete(own, None).await }
         });
         let Answered { answer, ambiguous } = sent.await?;
         return Ok(Answered { answer: deleted(&answer), ambiguous });
     }
     let txn = request.txn();
-    let sent = members.call(|mut client| {
+    let sent = members.call(|client| {
         let txn = txn.clone();
-        async move { client.txn(txn).await }
+        async move { client.kv_client().txn(txn).await }
     });
     let Answered { answer, ambiguous } = sent.await?;
     let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
