@@ -14,6 +14,7 @@ use futures_util::future::join_all;
 
 use crate::{
     EtcdConfig, Fence, hub, layout, lease::Lease, members::Members, settle, store::Store, upkeep,
+    version,
 };
 
 /// The store's name in errors.
@@ -39,6 +40,7 @@ pub(crate) const NAME: &str = "etcd";
 #[derive(Clone)]
 pub struct EtcdBackend {
     store: Arc<Store>,
+    version: Option<Arc<str>>,
     /// The last of them ends what goes on in the background.
     _alive: Arc<Alive>,
 }
@@ -105,12 +107,29 @@ impl EtcdBackend {
                 }
             })
             .await?;
+        let version = version::ask(&members).await;
         let store = Store::new(members, prefix);
         let wake = Arc::clone(&store.hub);
         store.runtime.spawn(hub::run(Arc::downgrade(&store), wake));
         store.runtime.spawn(upkeep::run(Arc::downgrade(&store), store.upkeep.wake()));
         let alive = Arc::new(Alive(Arc::clone(&store)));
-        Ok(Self { store, _alive: alive })
+        let backend = Self { store, version: version.map(Into::into), _alive: alive };
+        #[cfg(feature = "tracing")]
+        for warning in backend.warnings() {
+            tracing::warn!(target: "distlock", "{warning}");
+        }
+        Ok(backend)
+    }
+
+    /// The version of the member that was connected to, if it told.
+    #[must_use]
+    pub fn server_version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// What was found at connecting that puts locks at risk, in words: a version of etcd with known bugs, see `docs/guarantees.md`.
+    pub fn warnings(&self) -> impl Iterator<Item = String> + '_ {
+        self.version.as_deref().and_then(version::warning).into_iter()
     }
 
     /// What is true in etcd for as long as this guard's lock is held: the condition for a transaction of your own. See [`Fence::compare`].

@@ -27,6 +27,7 @@ mod store;
 mod table;
 mod upkeep;
 mod url;
+mod version;
 mod writer;
 
 pub use {backend::EtcdBackend, config::EtcdConfig, fence::Fence};
