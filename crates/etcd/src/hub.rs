@@ -187,6 +187,10 @@ impl<'a> Session<'a> {
     }
 
     async fn hear(&mut self, message: &WatchResponse) -> Result<(), Failure> {
+        if message.created() && message.canceled() {
+            // One that was refused has no id, so that nobody knows which: with an old token it is each.
+            return Err(Failure::canceled(message.cancel_reason()));
+        }
         let id = message.watch_id();
         let Some((line, scope)) = self.ids.get(&id).cloned() else {
             // A sign of life, or one that was closed.
