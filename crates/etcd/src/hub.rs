@@ -218,12 +218,11 @@ impl<'a> Session<'a> {
                 let Some(nonce) = kv.key().strip_prefix(line.as_bytes()) else { continue };
                 match event.event_type() {
                     EventType::Delete => effects.extend(name.went(nonce, kv.mod_revision())),
-                    EventType::Put if kv.version() == 1 => {
-                        effects.extend(name.came(nonce, kv.create_revision()));
-                    }
+                    EventType::Put if kv.version() == 1 => name.came(nonce, kv.create_revision()),
                     EventType::Put => name.changed(nonce, kv.lease()),
                 }
             }
+            effects.extend(name.settle());
             effects
         };
         store.carry_out(effects);

@@ -312,3 +312,26 @@ async fn a_server_that_stands_still_for_a_moment_costs_nobody_anything() {
     guard.release().await.unwrap();
     drop(soon(waiter).await.unwrap());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_is_not_granted_what_goes_in_the_same_moment_as_its_own_place() {
+    let server = server();
+    let backend = common::backend(&server.url()).await;
+    // Each has a place of its own, all by one lease.
+    let client = Client::builder(backend.clone()).cohort_limit(0).ttl(TTL).build().unwrap();
+    let (mut holders, mut waiters) = (Vec::new(), Vec::new());
+    for number in 0..20 {
+        let name = format!("k{number}");
+        holders.push(client.mutex(&name).lock().await.unwrap());
+        waiters.push(wait_in_line(&server, &client, &name, 2).await);
+    }
+    eventually("all of them are watched", || 20 <= watchers(&server)).await;
+    let before = number(&server, "k", "Revision").unwrap();
+    revoke(&server, &keys(&server, "k0/")[0]);
+    for (holder, waiter) in holders.into_iter().zip(waiters) {
+        assert_eq!(at_once(holder.lost()).await, LossReason::Gone);
+        let guard = at_once(waiter).await.unwrap();
+        assert!(before < backend.fence(&guard).create_revision(), "by a new key");
+        assert!(guard.is_held());
+    }
+}
