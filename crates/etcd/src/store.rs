@@ -158,11 +158,11 @@ impl Store {
         let (answer, refreshed) = tokio::join!(self.writer.send(Request::Ask(ask)), refresh);
         let asked = match (answer, refreshed) {
             (Ok(answer), Err(failure)) if failure.remedy == Remedy::Lease => {
-                self.fail(place, answer.ambiguous);
+                self.fail(place, &lease, answer.ambiguous);
                 Err(failure)
             }
             (Err(failure), _) => {
-                self.fail(place, failure.ambiguous);
+                self.fail(place, &lease, failure.ambiguous);
                 if failure.remedy == Remedy::Lease {
                     self.lease_gone(&lease);
                 }
@@ -178,15 +178,21 @@ impl Store {
     }
 
     /// Nothing came of asking. What had a place before keeps it.
-    fn fail(&self, place: &Place, ambiguous: bool) {
+    fn fail(&self, place: &Place, lease: &Arc<Lease>, ambiguous: bool) {
+        if ambiguous {
+            // Nobody new is bound to a lease by which that key may come to life.
+            lease.retire();
+        }
         let removed = {
             let mut table = self.table();
-            let Some(record) = table.record_mut(place) else { return };
+            let Some(record) = table.record_mut(place) else {
+                drop(table);
+                if ambiguous {
+                    self.upkeep.haunt(place.clone(), Arc::clone(lease));
+                }
+                return;
+            };
             record.ambiguous |= ambiguous;
-            if ambiguous {
-                // Nobody new is bound to a lease by which that key may come to life.
-                record.used.lease().retire();
-            }
             let new = record.phase == Phase::Asking && !record.ambiguous;
             if new { table.remove(place) } else { None }
         };
@@ -206,7 +212,7 @@ impl Store {
         answer: Answered<Reply>,
     ) -> Result<Asked, Failure> {
         let Answered { answer: Reply::Found(found), ambiguous } = answer else {
-            self.fail(place, true);
+            self.fail(place, lease, true);
             return Err(Failure::protocol("no line"));
         };
         let Found { reading, before, written } = found;
@@ -220,7 +226,7 @@ impl Store {
             (false, before) => before,
         };
         if own.as_ref().is_some_and(|own| layout::words(&own.value).rests) {
-            self.fail(place, false);
+            self.fail(place, lease, false);
             return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
         }
         // It had a key before, with another lease or other words.
@@ -230,7 +236,7 @@ impl Store {
                 break;
             }
             let write = self.write(place, value, lease, known.modified).await;
-            match write.inspect_err(|failure| self.fail(place, failure.ambiguous))? {
+            match write.inspect_err(|failure| self.fail(place, lease, failure.ambiguous))? {
                 Ok(modified) => {
                     (known.modified, known.lease) = (modified, lease.id());
                     known.value = value.as_bytes().to_vec();
@@ -239,7 +245,7 @@ impl Store {
             }
         }
         let Some(own) = own else {
-            self.fail(place, ambiguous);
+            self.fail(place, lease, ambiguous);
             // Only longer names may have stood in the way of one who does not wait: the line has to tell.
             let free = !*queue && reading.entries.is_empty();
             *queue |= free;
@@ -255,7 +261,7 @@ impl Store {
             // Without a record it was released meanwhile, and its key is deleted right after.
             let Some(record) = name.records.get_mut(&place.nonce).filter(|_| !gone) else {
                 drop(table);
-                self.fail(place, ambiguous);
+                self.fail(place, lease, ambiguous);
                 return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
             };
             (record.created, record.modified) = (own.created, own.modified);
@@ -342,7 +348,7 @@ impl Store {
             }
             other => {
                 if let Some(record) = record {
-                    self.upkeep.sweep(place.own(), record);
+                    self.upkeep.sweep(place.clone(), record);
                 }
                 Err(other.err().unwrap_or_else(|| Failure::protocol("no delete")))
             }
@@ -352,7 +358,7 @@ impl Store {
     /// Its key is deleted: what it was bound to is free.
     fn deleted(&self, place: &Place, record: Record) {
         if record.ambiguous {
-            self.upkeep.sweep(place.own(), record);
+            self.upkeep.sweep(place.clone(), record);
             return;
         }
         for used in record.others.into_iter().chain([record.used]) {
@@ -402,7 +408,7 @@ impl Store {
             }
             Err(failure) => {
                 if let Some(record) = record {
-                    self.upkeep.sweep(place.own(), record);
+                    self.upkeep.sweep(place.clone(), record);
                 }
                 Err(failure)
             }

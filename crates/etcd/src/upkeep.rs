@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use crate::{
+    error::Failure,
     lease::{Lease, Use},
     request::Request,
     store::Store,
@@ -44,7 +45,7 @@ struct State {
 /// A key that may still be there, or come yet.
 #[derive(Debug)]
 pub(crate) struct Rubbish {
-    own: String,
+    place: Place,
     /// What it is bound to, until it was deleted for the first time.
     uses: Vec<Use>,
     /// A request that was given up may write it again, as long as one of these leases is there.
@@ -65,13 +66,22 @@ impl Upkeep {
     }
 
     /// A contender's key could not be deleted, or may come back: it is deleted again until that is certain.
-    pub(crate) fn sweep(&self, own: String, record: Record) {
-        let now = Instant::now();
+    pub(crate) fn sweep(&self, place: Place, record: Record) {
         let Record { used, others, ambiguous, .. } = record;
         let uses = others.into_iter().chain([used]).collect();
-        let rubbish = Rubbish { own, uses, ambiguous, ghosts: Vec::new(), next: now };
+        self.add(Rubbish { place, uses, ambiguous, ghosts: Vec::new(), next: Instant::now() });
+    }
+
+    /// A request that was given up may write the key of somebody who has left, bound to this lease.
+    pub(crate) fn haunt(&self, place: Place, lease: Arc<Lease>) {
+        let (uses, ghosts) = (Vec::new(), vec![lease]);
+        self.add(Rubbish { place, uses, ambiguous: true, ghosts, next: Instant::now() });
+    }
+
+    fn add(&self, rubbish: Rubbish) {
+        let next = rubbish.next;
         self.state().rubbish.push(rubbish);
-        self.wake_at(now);
+        self.wake_at(next);
     }
 
     pub(crate) fn wake(&self) -> Arc<Notify> {
@@ -180,14 +190,13 @@ impl Store {
                 self.table().left(place);
                 self.leases.put_back(record.used);
             }
-            _ => self.upkeep.sweep(place.own(), record),
+            _ => self.upkeep.sweep(place.clone(), record),
         }
     }
 
     async fn clear(self: &Arc<Self>, mut rubbish: Rubbish) {
-        let deleted = self.writer.send(Request::Delete { own: rubbish.own.clone() }).await;
-        if let Ok(answer) = deleted {
-            rubbish.ambiguous |= answer.ambiguous;
+        if let Ok(ambiguous) = self.delete(&rubbish).await {
+            rubbish.ambiguous |= ambiguous;
             for used in rubbish.uses.drain(..) {
                 if rubbish.ambiguous {
                     rubbish.ghosts.push(Arc::clone(used.lease()));
@@ -204,6 +213,23 @@ impl Store {
         let lasts = rubbish.ghosts.iter().map(|lease| lease.granted() / 6).min();
         rubbish.next = Instant::now() + lasts.unwrap_or(AGAIN).clamp(AGAIN, AGAIN * 10);
         self.upkeep.state().rubbish.push(rubbish);
+    }
+
+    /// Deletes a key of somebody who has left. Tells whether it may come back.
+    async fn delete(&self, rubbish: &Rubbish) -> Result<bool, Failure> {
+        // An owner id that has come back finds its key, and has it now.
+        if self.table().record(&rubbish.place).is_some() {
+            return Ok(true);
+        }
+        let own = rubbish.place.own();
+        if rubbish.ghosts.is_empty() {
+            return Ok(self.writer.send(Request::Delete { own }).await?.ambiguous);
+        }
+        // It was deleted once. What is there now may be of one who came back in another process, by another lease.
+        for lease in &rubbish.ghosts {
+            self.writer.send(Request::Cut { own: own.clone(), lease: lease.id() }).await?;
+        }
+        Ok(true)
     }
 }
 

@@ -8,7 +8,7 @@ use common::{
     client, delete, eventually, in_line, keys, ms, number, revoke, server, soon, wait_in_line,
     watchers,
 };
-use distlock_core::{Client, Guard, LossReason};
+use distlock_core::{Client, Guard, LossReason, Owner};
 use distlock_servers::etcd::EtcdServer;
 use tokio::time::{Instant, timeout};
 
@@ -334,4 +334,25 @@ async fn a_waiter_is_not_granted_what_goes_in_the_same_moment_as_its_own_place()
         assert!(before < backend.fence(&guard).create_revision(), "by a new key");
         assert!(guard.is_held());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_id_that_comes_back_after_an_outage_keeps_its_lock() {
+    let server = server();
+    let clients = clients(&server, 1).await;
+    let owner = Owner::random().unwrap();
+    // It keeps the lease of them all alive.
+    let other = hold(&clients[0], "other").await;
+    let mutex = clients[0].mutex("k").ttl(TTL).owner(owner);
+    server.stop().unwrap();
+    // What is asked now is given up, and may be carried out all the same.
+    assert!(mutex.lock_timeout(ms(4000)).await.is_err());
+    server.cont().unwrap();
+    let again = soon(mutex.lock()).await.unwrap();
+    // Whatever was to be tidied up is none of its business.
+    assert!(timeout(ms(7000), again.lost()).await.is_err(), "it is held");
+    assert!(again.is_held() && other.is_held());
+    assert_eq!(keys(&server, "k/").len(), 1);
+    again.release().await.unwrap();
+    in_line(&server, "k", 0).await;
 }
