@@ -65,7 +65,8 @@ impl EtcdBackend {
     /// # Cancel safety
     /// Dropping the future closes what it opened.
     pub async fn connect_with(config: EtcdConfig) -> Result<Self, BackendError> {
-        Self::start(Members::new(&config)?, config.prefix).await
+        let (members, missing) = (Members::new(&config)?, config.missing());
+        Self::start(members, config.prefix, missing).await
     }
 
     /// Uses a client that is connected already.
@@ -93,10 +94,10 @@ impl EtcdBackend {
         client: Client,
         config: EtcdConfig,
     ) -> Result<Self, BackendError> {
-        Self::start(Members::of(client, &config), config.prefix).await
+        Self::start(Members::of(client, &config), config.prefix, "its configuration is yours").await
     }
 
-    async fn start(members: Members, prefix: String) -> Result<Self, BackendError> {
+    async fn start(members: Members, prefix: String, missing: &str) -> Result<Self, BackendError> {
         // A read that goes through the leader, with the rights that locks need.
         let probe = format!("{prefix}distlock");
         members
@@ -106,7 +107,8 @@ impl EtcdBackend {
                     client.kv_client().get(probe, Some(GetOptions::new().with_count_only())).await
                 }
             })
-            .await?;
+            .await
+            .map_err(|failure| failure.wanting(missing))?;
         let version = version::ask(&members).await;
         let store = Store::new(members, prefix);
         let wake = Arc::clone(&store.hub);

@@ -132,6 +132,17 @@ impl EtcdConfig {
         self
     }
 
+    /// What a member may want that closes a connection without a word.
+    pub(crate) const fn missing(&self) -> &'static str {
+        #[cfg(feature = "tls")]
+        match &self.tls {
+            Some(Tls { certificate: Some(_), .. }) => return "it may not trust our certificate",
+            Some(_) => return "it may want a certificate of ours (`cert` and `key`)",
+            None => {}
+        }
+        "it may want an encrypted connection (`etcds`)"
+    }
+
     pub(crate) const fn is_encrypted(&self) -> bool {
         #[cfg(feature = "tls")]
         return self.tls.is_some();

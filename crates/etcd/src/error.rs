@@ -37,6 +37,7 @@ const TABLE: &[(&str, Remedy)] = &[
     ("dns error", Remedy::Move { sent: false }),
     ("Connection refused", Remedy::Move { sent: false }),
     ("invalid peer certificate", Remedy::Fail(ErrorKind::Permanent)),
+    ("received fatal alert", Remedy::Fail(ErrorKind::Permanent)),
     ("tls handshake", Remedy::Fail(ErrorKind::Permanent)),
     ("requested lease not found", Remedy::Lease),
     ("lease not found", Remedy::Lease),
@@ -101,6 +102,17 @@ impl Failure {
     pub(crate) fn lease_gone() -> Self {
         let message = "the lease is gone".to_owned();
         Self { remedy: Remedy::Lease, ambiguous: false, message }
+    }
+
+    /// The same, with what a member that closes connections without a word may want.
+    pub(crate) fn wanting(mut self, what: &str) -> Self {
+        if ["connection closed", "broken pipe", "reset by peer"]
+            .iter()
+            .any(|words| self.message.contains(words))
+        {
+            self.message = format!("{}; {what}", self.message);
+        }
+        self
     }
 
     /// Nothing was sent that changes anything.

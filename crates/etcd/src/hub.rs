@@ -188,6 +188,10 @@ impl<'a> Session<'a> {
     }
 
     async fn hear(&mut self, message: &WatchResponse) -> Result<(), Failure> {
+        if message.created() && message.canceled() {
+            // One that was refused has no id, so that nobody knows which: with an old token it is each.
+            return Err(Failure::canceled(message.cancel_reason()));
+        }
         let id = message.watch_id();
         let Some((line, scope)) = self.ids.get(&id).cloned() else {
             // A sign of life, or one that was closed.
@@ -215,12 +219,11 @@ impl<'a> Session<'a> {
                 let Some(nonce) = kv.key().strip_prefix(line.as_bytes()) else { continue };
                 match event.event_type() {
                     EventType::Delete => effects.extend(name.went(nonce, kv.mod_revision())),
-                    EventType::Put if kv.version() == 1 => {
-                        effects.extend(name.came(nonce, kv.create_revision()));
-                    }
+                    EventType::Put if kv.version() == 1 => name.came(nonce, kv.create_revision()),
                     EventType::Put => name.changed(nonce, kv.lease()),
                 }
             }
+            effects.extend(name.settle(name.hears_all()));
             effects
         };
         store.carry_out(effects);

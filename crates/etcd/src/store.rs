@@ -160,11 +160,11 @@ impl Store {
         let (answer, refreshed) = tokio::join!(self.writer.send(Request::Ask(ask)), refresh);
         let asked = match (answer, refreshed) {
             (Ok(answer), Err(failure)) if failure.remedy == Remedy::Lease => {
-                self.fail(place, answer.ambiguous);
+                self.fail(place, &lease, answer.ambiguous);
                 Err(failure)
             }
             (Err(failure), _) => {
-                self.fail(place, failure.ambiguous);
+                self.fail(place, &lease, failure.ambiguous);
                 if failure.remedy == Remedy::Lease {
                     self.lease_gone(&lease);
                 }
@@ -180,15 +180,21 @@ impl Store {
     }
 
     /// Nothing came of asking. What had a place before keeps it.
-    fn fail(&self, place: &Place, ambiguous: bool) {
+    fn fail(&self, place: &Place, lease: &Arc<Lease>, ambiguous: bool) {
+        if ambiguous {
+            // Nobody new is bound to a lease by which that key may come to life.
+            lease.retire();
+        }
         let removed = {
             let mut table = self.table();
-            let Some(record) = table.record_mut(place) else { return };
+            let Some(record) = table.record_mut(place) else {
+                drop(table);
+                if ambiguous {
+                    self.upkeep.haunt(place.clone(), Arc::clone(lease));
+                }
+                return;
+            };
             record.ambiguous |= ambiguous;
-            if ambiguous {
-                // Nobody new is bound to a lease by which that key may come to life.
-                record.used.lease().retire();
-            }
             let new = record.phase == Phase::Asking && !record.ambiguous;
             if new { table.remove(place) } else { None }
         };
@@ -208,7 +214,7 @@ impl Store {
         answer: Answered<Reply>,
     ) -> Result<Asked, Failure> {
         let Answered { answer: Reply::Found(found), ambiguous } = answer else {
-            self.fail(place, true);
+            self.fail(place, lease, true);
             return Err(Failure::protocol("no line"));
         };
         let Found { reading, before, written } = found;
@@ -222,7 +228,7 @@ impl Store {
             (false, before) => before,
         };
         if own.as_ref().is_some_and(|own| layout::words(&own.value).rests) {
-            self.fail(place, false);
+            self.fail(place, lease, false);
             return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
         }
         // It had a key before, with another lease or other words.
@@ -232,7 +238,7 @@ impl Store {
                 break;
             }
             let write = self.write(place, value, lease, known.modified).await;
-            match write.inspect_err(|failure| self.fail(place, failure.ambiguous))? {
+            match write.inspect_err(|failure| self.fail(place, lease, failure.ambiguous))? {
                 Ok(modified) => {
                     (known.modified, known.lease) = (modified, lease.id());
                     known.value = value.as_bytes().to_vec();
@@ -241,7 +247,7 @@ impl Store {
             }
         }
         let Some(own) = own else {
-            self.fail(place, ambiguous);
+            self.fail(place, lease, ambiguous);
             // Only longer names may have stood in the way of one who does not wait: the line has to tell.
             let free = !*queue && reading.entries.is_empty();
             *queue |= free;
@@ -257,7 +263,7 @@ impl Store {
             // Without a record it was released meanwhile, and its key is deleted right after.
             let Some(record) = name.records.get_mut(&place.nonce).filter(|_| !gone) else {
                 drop(table);
-                self.fail(place, ambiguous);
+                self.fail(place, lease, ambiguous);
                 return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
             };
             (record.created, record.modified) = (own.created, own.modified);

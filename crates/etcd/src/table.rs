@@ -251,21 +251,18 @@ impl Name {
         }
     }
 
-    /// Somebody of this process or of another came.
-    pub(crate) fn came(&mut self, nonce: &[u8], created: i64) -> Vec<Effect> {
+    /// Somebody of this process or of another came. What follows is for [`settle`](Self::settle) to say.
+    pub(crate) fn came(&mut self, nonce: &[u8], created: i64) {
         self.line.add(nonce, created);
-        self.settle(self.hears_all())
     }
 
-    /// Somebody left.
-    pub(crate) fn went(&mut self, nonce: &[u8], revision: i64) -> Vec<Effect> {
+    /// Somebody left; gives back who it was, if it was one of this process. What follows is for [`settle`](Self::settle) to say, when all is known that
+    /// happened at that moment: the end of a lease takes a holder and the one behind it together.
+    pub(crate) fn went(&mut self, nonce: &[u8], revision: i64) -> Option<Effect> {
         self.line.delete(nonce, revision, self.asks != 0);
-        let mut effects = self.settle(self.hears_all());
         let known = |record: &Record| record.created != 0 && record.created < revision;
-        if self.records.get(nonce).is_some_and(known) {
-            effects.extend(self.records.remove(nonce).map(Effect::Gone));
-        }
-        effects
+        let ours = self.records.get(nonce).is_some_and(known);
+        if ours { self.records.remove(nonce).map(Effect::Gone) } else { None }
     }
 
     /// The line was read.

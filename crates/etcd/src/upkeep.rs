@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use crate::{
+    error::Failure,
     lease::{Lease, Use},
     request::Request,
     store::Store,
@@ -66,12 +67,21 @@ impl Upkeep {
 
     /// A contender's key could not be deleted, or may come back: it is deleted again until that is certain.
     pub(crate) fn sweep(&self, place: Place, record: Record) {
-        let now = Instant::now();
         let Record { used, others, ambiguous, .. } = record;
         let uses = others.into_iter().chain([used]).collect();
-        let rubbish = Rubbish { place, uses, ambiguous, ghosts: Vec::new(), next: now };
+        self.add(Rubbish { place, uses, ambiguous, ghosts: Vec::new(), next: Instant::now() });
+    }
+
+    /// A request that was given up may write the key of somebody who has left, bound to this lease.
+    pub(crate) fn haunt(&self, place: Place, lease: Arc<Lease>) {
+        let (uses, ghosts) = (Vec::new(), vec![lease]);
+        self.add(Rubbish { place, uses, ambiguous: true, ghosts, next: Instant::now() });
+    }
+
+    fn add(&self, rubbish: Rubbish) {
+        let next = rubbish.next;
         self.state().rubbish.push(rubbish);
-        self.wake_at(now);
+        self.wake_at(next);
     }
 
     pub(crate) fn wake(&self) -> Arc<Notify> {
@@ -185,14 +195,8 @@ impl Store {
     }
 
     async fn clear(self: &Arc<Self>, mut rubbish: Rubbish) {
-        // An owner id of the user's own may be in use again: then its key is another matter.
-        let in_use = self.table().record(&rubbish.place).is_some();
-        let deleted = match in_use {
-            true => None,
-            false => self.writer.send(Request::Delete { own: rubbish.place.own() }).await.ok(),
-        };
-        if let Some(answer) = deleted {
-            rubbish.ambiguous |= answer.ambiguous;
+        if let Ok(ambiguous) = self.delete(&rubbish).await {
+            rubbish.ambiguous |= ambiguous;
             for used in rubbish.uses.drain(..) {
                 if rubbish.ambiguous {
                     rubbish.ghosts.push(Arc::clone(used.lease()));
@@ -209,6 +213,23 @@ impl Store {
         let lasts = rubbish.ghosts.iter().map(|lease| lease.granted() / 6).min();
         rubbish.next = Instant::now() + lasts.unwrap_or(AGAIN).clamp(AGAIN, AGAIN * 10);
         self.upkeep.state().rubbish.push(rubbish);
+    }
+
+    /// Deletes a key of somebody who has left. Tells whether it may come back.
+    async fn delete(&self, rubbish: &Rubbish) -> Result<bool, Failure> {
+        // An owner id that has come back finds its key, and has it now.
+        if self.table().record(&rubbish.place).is_some() {
+            return Ok(true);
+        }
+        let own = rubbish.place.own();
+        if rubbish.ghosts.is_empty() {
+            return Ok(self.writer.send(Request::Delete { own }).await?.ambiguous);
+        }
+        // It was deleted once. What is there now may be of one who came back in another process, by another lease.
+        for lease in &rubbish.ghosts {
+            self.writer.send(Request::Cut { own: own.clone(), lease: lease.id() }).await?;
+        }
+        Ok(true)
     }
 }
 
