@@ -17,6 +17,9 @@ use crate::{
     members::{Link, Members},
 };
 
+/// How long to wait before another attempt to keep a lease alive.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// A lease, kept alive by one stream.
 pub(crate) struct Lease {
     id: i64,
@@ -44,6 +47,8 @@ struct State {
     idle: Instant,
     users: usize,
     refreshes: u64,
+    /// What the last of them came to, if to nothing.
+    failed: Option<Failure>,
     /// The server does not have it any more.
     gone: bool,
     /// A request that was given up may still bind a key to it: nobody new uses it, and it is revoked after its last user.
@@ -71,7 +76,15 @@ impl Lease {
         since: Instant,
     ) -> Arc<Self> {
         let idle = Instant::now();
-        let state = State { since, idle, users: 0, refreshes: 0, gone: false, retired: false };
+        let state = State {
+            since,
+            idle,
+            users: 0,
+            refreshes: 0,
+            failed: None,
+            gone: false,
+            retired: false,
+        };
         let (state, stream) = (Mutex::new(state), AsyncMutex::default());
         Arc::new(Self { id, seconds, granted, kind, state, stream })
     }
@@ -146,21 +159,34 @@ impl Lease {
                 return Err(Failure::lease_gone());
             }
             if state.refreshes != before {
-                return Ok(state.since);
+                return state.failed.clone().map_or(Ok(state.since), Err);
             }
         }
+        let refreshed = self.keep_alive(&mut stream, members).await;
+        let mut state = self.state();
+        state.refreshes += 1;
+        state.failed = refreshed.as_ref().err().cloned();
+        if let Ok(sent) = refreshed {
+            state.since = sent.max(state.since);
+        }
+        refreshed.map(|_| state.since)
+    }
+
+    async fn keep_alive(
+        &self,
+        stream: &mut Option<Stream>,
+        members: &Members,
+    ) -> Result<Instant, Failure> {
         let limit = members.request_timeout().min(self.granted / 6);
         let end = Instant::now() + members.request_timeout() * 2;
         loop {
             let sent = Instant::now();
+            let turn = stream.as_ref().map_or_else(|| members.turn(), |stream| stream.link.turn());
             // A stream that is not put back ends: no later answer can be taken for that to a later request.
             let failure = match timeout(limit, beat(stream.take(), self.id, members)).await {
                 Ok(Ok(alive)) => {
                     *stream = Some(alive);
-                    let mut state = self.state();
-                    state.refreshes += 1;
-                    state.since = sent.max(state.since);
-                    return Ok(state.since);
+                    return Ok(sent);
                 }
                 Ok(Err((failure, turn))) => {
                     if let (Some(turn), Remedy::Move { .. }) = (turn, failure.remedy) {
@@ -169,7 +195,7 @@ impl Lease {
                     failure
                 }
                 Err(_) => {
-                    members.leave_current();
+                    members.hang_up(turn).await;
                     Failure::timeout()
                 }
             };
@@ -188,7 +214,7 @@ impl Lease {
             if matches!(failure.remedy, Remedy::Fail(_)) || end <= Instant::now() {
                 return Err(failure);
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 

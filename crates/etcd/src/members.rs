@@ -38,6 +38,8 @@ pub(crate) struct Members {
     options: ConnectOptions,
     request_timeout: Duration,
     connect_timeout: Duration,
+    /// The connections are our own to make.
+    reconnects: bool,
 }
 
 struct Seat {
@@ -74,6 +76,7 @@ impl Members {
             options: options(config)?,
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
+            reconnects: true,
         })
     }
 
@@ -86,6 +89,7 @@ impl Members {
             options: ConnectOptions::new(),
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
+            reconnects: false,
         }
     }
 
@@ -95,9 +99,15 @@ impl Members {
 
     /// The member that is used. Connects to it, if that was not done yet; whom it cannot reach it leaves.
     pub(crate) async fn link(&self) -> Result<Link, Failure> {
-        let turn = self.turn.load(Ordering::Acquire);
-        let seat = &self.seats[turn % self.seats.len()];
-        let mut client = seat.client.lock().await;
+        let (turn, seat, mut client) = loop {
+            let turn = self.turn();
+            let seat = &self.seats[turn % self.seats.len()];
+            let client = seat.client.lock().await;
+            // Whom it waited for may have left the member.
+            if turn == self.turn() {
+                break (turn, seat, client);
+            }
+        };
         if let Some(client) = &*client {
             return Ok(Link { client: client.clone(), turn });
         }
@@ -120,6 +130,11 @@ impl Members {
         }
     }
 
+    /// How often the member was changed.
+    pub(crate) fn turn(&self) -> usize {
+        self.turn.load(Ordering::Acquire)
+    }
+
     /// The member did not do its duty: from now on the next one is used, unless that was said before.
     pub(crate) fn leave(&self, turn: usize) {
         let next = turn.wrapping_add(1);
@@ -127,9 +142,13 @@ impl Members {
         let _ = self.turn.compare_exchange(turn, next, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// The member that is used did not answer at all.
-    pub(crate) fn leave_current(&self) {
-        self.leave(self.turn.load(Ordering::Acquire));
+    /// The member did not answer at all. It may be its connection that is dead, so whoever comes back to it makes a new one.
+    pub(crate) async fn hang_up(&self, turn: usize) {
+        let mut client = self.seats[turn % self.seats.len()].client.lock().await;
+        if turn == self.turn() && self.reconnects {
+            *client = None;
+        }
+        self.leave(turn);
     }
 
     /// What to do after a failure, before the next attempt.
@@ -137,10 +156,13 @@ impl Members {
         match failure.remedy {
             Remedy::Login => {
                 let login = timeout(self.request_timeout, link.client.refresh_token()).await;
-                if !matches!(login, Ok(Ok(()))) {
-                    self.leave(link.turn);
+                match login {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => self.leave(link.turn),
+                    Err(_) => self.hang_up(link.turn).await,
                 }
             }
+            Remedy::Move { .. } if failure.silent => self.hang_up(link.turn).await,
             Remedy::Move { .. } => self.leave(link.turn),
             Remedy::Pause => sleep(PAUSE).await,
             Remedy::Fail(_) | Remedy::Lease => {}
