@@ -84,9 +84,11 @@ impl Store {
 
     /// Nothing is left of a contender in etcd, or nothing that would last.
     pub(crate) fn leave(&self, record: Record) {
-        let Record { used, others, ambiguous, .. } = record;
-        for used in others.into_iter().chain([used]) {
-            if ambiguous || !used.lease().is_shared() {
+        if record.ambiguous {
+            return self.haunt(&Place::new(&self.prefix, &record.claim), record);
+        }
+        for used in record.others.into_iter().chain([record.used]) {
+            if !used.lease().is_shared() {
                 self.leases.retire(used);
             }
         }

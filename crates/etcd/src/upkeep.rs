@@ -47,8 +47,9 @@ pub(crate) struct Rubbish {
     own: String,
     /// What it is bound to, until it was deleted for the first time.
     uses: Vec<Use>,
-    /// A request that was given up may write it again, as long as one of these leases is there.
+    /// A request that was given up may write it again.
     ambiguous: bool,
+    /// By which leases it may come, as long as one of them is there.
     ghosts: Vec<Arc<Lease>>,
     next: Instant,
 }
@@ -64,14 +65,24 @@ impl Upkeep {
         }
     }
 
-    /// A contender's key could not be deleted, or may come back: it is deleted again until that is certain.
+    /// A contender's key could not be deleted: it is deleted again until that is certain.
     pub(crate) fn sweep(&self, own: String, record: Record) {
         let now = Instant::now();
         let Record { used, others, ambiguous, .. } = record;
         let uses = others.into_iter().chain([used]).collect();
-        let rubbish = Rubbish { own, uses, ambiguous, ghosts: Vec::new(), next: now };
+        self.add(Rubbish { own, uses, ambiguous, ghosts: Vec::new(), next: now });
+    }
+
+    /// A contender's key was deleted, and may come back by these leases: it is deleted then. Whoever has the same owner id later has it by others.
+    pub(crate) fn haunt(&self, own: String, ghosts: Vec<Arc<Lease>>) {
+        let next = Instant::now() + AGAIN;
+        self.add(Rubbish { own, uses: Vec::new(), ambiguous: true, ghosts, next });
+    }
+
+    fn add(&self, rubbish: Rubbish) {
+        let next = rubbish.next;
         self.state().rubbish.push(rubbish);
-        self.wake_at(now);
+        self.wake_at(next);
     }
 
     pub(crate) fn wake(&self) -> Arc<Notify> {
@@ -185,8 +196,14 @@ impl Store {
     }
 
     async fn clear(self: &Arc<Self>, mut rubbish: Rubbish) {
-        let deleted = self.writer.send(Request::Delete { own: rubbish.own.clone() }).await;
-        if let Ok(answer) = deleted {
+        let own = &rubbish.own;
+        if rubbish.uses.is_empty() {
+            for lease in &rubbish.ghosts {
+                let cut = Request::Cut { own: own.clone(), lease: lease.id() };
+                // Should it fail, it is cut the next time.
+                let _ = self.writer.send(cut).await;
+            }
+        } else if let Ok(answer) = self.writer.send(Request::Delete { own: own.clone() }).await {
             rubbish.ambiguous |= answer.ambiguous;
             for used in rubbish.uses.drain(..) {
                 if rubbish.ambiguous {
@@ -196,14 +213,14 @@ impl Store {
                     self.leases.put_back(used);
                 }
             }
-            rubbish.ghosts.retain(|lease| !lease.is_gone());
-            if rubbish.ghosts.is_empty() {
-                return;
-            }
+        }
+        rubbish.ghosts.retain(|lease| !lease.is_gone());
+        if rubbish.uses.is_empty() && rubbish.ghosts.is_empty() {
+            return;
         }
         let lasts = rubbish.ghosts.iter().map(|lease| lease.granted() / 6).min();
         rubbish.next = Instant::now() + lasts.unwrap_or(AGAIN).clamp(AGAIN, AGAIN * 10);
-        self.upkeep.state().rubbish.push(rubbish);
+        self.upkeep.add(rubbish);
     }
 }
 

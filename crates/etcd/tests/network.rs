@@ -5,7 +5,7 @@ mod common;
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use common::{backend, client, eventually, judge::Judge, keys, leases, ms, server, soon};
-use distlock_core::{Client, Error, Linear, LossReason, Released, RetryStrategy as _};
+use distlock_core::{Client, Error, Linear, LossReason, Owner, Released, RetryStrategy as _};
 use distlock_etcd::EtcdBackend;
 use distlock_servers::{
     etcd::EtcdServer,
@@ -110,6 +110,30 @@ async fn what_comes_true_after_its_release_is_undone_while_others_keep_their_lea
     })
     .await;
     assert_eq!(keys(&server, ""), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_who_comes_back_is_not_taken_for_his_ghost() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "5s").await;
+    // Keeps the lease of the ghost, and so the hunt for it.
+    let other = client.mutex("other").lock().await.unwrap();
+    let owner = Owner::new(7);
+    let mutex = client.mutex(KEY).owner(owner);
+    proxy.hold(Direction::ToClient, true);
+    let task = tokio::spawn(async move { mutex.lock().await });
+    eventually("it is carried out", || keys(&server, LINE).len() == 1).await;
+    proxy.reset();
+    proxy.hold(Direction::ToClient, false);
+    soon(task).await.unwrap().unwrap().release().await.unwrap();
+    let guard = soon(client.mutex(KEY).owner(owner).lock()).await.unwrap();
+    let created = field(&server, "CreateRevision");
+    sleep(ms(3000)).await;
+    assert!(guard.is_held());
+    assert_eq!(field(&server, "CreateRevision"), created);
+    guard.release().await.unwrap();
+    drop(other);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
