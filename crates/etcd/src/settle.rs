@@ -94,6 +94,18 @@ impl Store {
         }
     }
 
+    /// A claim that asked got nothing, and may not ask again: what it asked for without an answer must not come true.
+    pub(crate) fn forsake(&self, place: &Place) {
+        let removed = {
+            let mut table = self.table();
+            let asks = table.record(place).is_some_and(|record| record.phase == Phase::Asking);
+            if asks { table.remove(place) } else { None }
+        };
+        if let Some(record) = removed {
+            self.leave(record);
+        }
+    }
+
     fn grant(self: &Arc<Self>, claim: Claim, lease: Arc<Lease>, created: i64) {
         let place = Place::new(&self.prefix, &claim);
         self.granted(&place);

@@ -246,6 +246,7 @@ impl Store {
             if free || claim.may_queue() {
                 return Ok(Asked::Again);
             }
+            self.forsake(place);
             return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
         };
         let (phase, effects) = {

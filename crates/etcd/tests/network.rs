@@ -137,6 +137,41 @@ async fn an_owner_who_comes_back_is_not_taken_for_his_ghost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_found_it_taken_does_not_take_it_later() {
+    let server = server();
+    let proxy = proxy(&server);
+    let rival = client(&server.url()).await.mutex(KEY).lock().await.unwrap();
+    let taken = keys(&server, LINE);
+    let client = behind(&proxy, "5s").await;
+    // Keeps the lease that the attempt names.
+    let other = client.mutex("other").lock().await.unwrap();
+    let fields = server.etcdctl(&["get", "--prefix", "-w", "fields", "other/"]).unwrap();
+    let lease = fields.lines().find_map(|line| line.strip_prefix("\"Lease\" : ")).unwrap();
+    let lease = format!("--lease={:x}", lease.parse::<u64>().unwrap());
+    let owner = Owner::new(7);
+    let mutex = client.mutex(KEY).owner(owner);
+    proxy.hold(Direction::ToClient, true);
+    let before = transactions(&server);
+    let task = tokio::spawn(async move { mutex.try_lock().await });
+    eventually("it is carried out", || before < transactions(&server)).await;
+    proxy.reset();
+    proxy.hold(Direction::ToClient, false);
+    assert!(soon(task).await.unwrap().unwrap().is_none(), "somebody has it");
+    rival.release().await.unwrap();
+    let key = taken[0].rsplit_once("/w").map(|(line, _)| format!("{line}/w{owner}")).unwrap();
+    server.etcdctl(&["put", &key, "a ghost", &lease]).expect("its lease is in use");
+    let came = Instant::now();
+    eventually("it is gone", || keys(&server, LINE).is_empty()).await;
+    assert!(came.elapsed() < ms(15_000), "long before its ttl, which is 30 s");
+    assert!(other.is_held());
+}
+
+/// How many transactions were carried out.
+fn transactions(server: &EtcdServer) -> f64 {
+    server.metric_where("grpc_server_handled_total", "grpc_method=\"Txn\"").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_given_up_takes_no_lock_later() {
     let server = server();
     let (one, two) = (proxy(&server), proxy(&server));
