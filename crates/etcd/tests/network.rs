@@ -4,7 +4,11 @@ mod common;
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
-use common::{backend, client, eventually, judge::Judge, keys, leases, ms, server, soon};
+use common::{
+    backend, client, eventually,
+    judge::{Judge, lost_in_time},
+    keys, leases, ms, server, soon,
+};
 use distlock_core::{Client, Error, Linear, LossReason, Owner, Released, RetryStrategy as _};
 use distlock_etcd::EtcdBackend;
 use distlock_servers::{
@@ -56,6 +60,16 @@ fn dead() -> u16 {
     mute().local_addr().unwrap().port()
 }
 
+/// Ends the connections whose answers are held back, so that these never arrive.
+async fn lose_answers(proxy: &RawProxy) {
+    // Who comes back waits until they are gone.
+    proxy.refuse(true);
+    proxy.reset();
+    proxy.wait_closed().await.unwrap();
+    proxy.hold(Direction::ToClient, false);
+    proxy.refuse(false);
+}
+
 async fn nothing_is_left(server: &EtcdServer, line: &str) {
     eventually("no key is left", || keys(server, line).is_empty()).await;
     eventually("no lease is left", || leases(server) == 0).await;
@@ -71,8 +85,7 @@ async fn an_acquisition_whose_answer_is_lost_is_recognized() {
     let task = tokio::spawn(async move { mutex.lock().await });
     eventually("it is carried out", || keys(&server, LINE).len() == 1).await;
     let created = field(&server, "CreateRevision");
-    proxy.reset();
-    proxy.hold(Direction::ToClient, false);
+    lose_answers(&proxy).await;
     let guard = soon(task).await.unwrap().unwrap();
     assert!(guard.is_held());
     assert_eq!(guard.fencing_token().as_u64() >> 16, created, "that is its own key");
@@ -86,21 +99,20 @@ async fn what_comes_true_after_its_release_is_undone_while_others_keep_their_lea
     let server = server();
     let proxy = proxy(&server);
     let client = behind(&proxy, "5s").await;
-    let other = client.mutex("other").lock().await.unwrap();
+    let other = client.mutex("other").ttl(ms(6000)).lock().await.unwrap();
     proxy.hold(Direction::ToClient, true);
-    let mutex = client.mutex(KEY);
+    let mutex = client.mutex(KEY).ttl(ms(6000));
     let task = tokio::spawn(async move { mutex.lock().await });
     eventually("it is carried out", || keys(&server, LINE).len() == 1).await;
     let (key, lease) = (keys(&server, LINE).remove(0), field(&server, "Lease"));
-    proxy.reset();
-    proxy.hold(Direction::ToClient, false);
+    lose_answers(&proxy).await;
     soon(task).await.unwrap().unwrap().release().await.unwrap();
     let lease = format!("--lease={lease:x}");
     for _ in 0..3 {
         server.etcdctl(&["put", &key, "a ghost", &lease]).expect("its lease is in use");
         eventually("it is gone", || keys(&server, LINE).is_empty()).await;
     }
-    let again = soon(client.mutex(KEY).lock()).await.unwrap();
+    let again = soon(client.mutex(KEY).ttl(ms(6000)).lock()).await.unwrap();
     assert_ne!(format!("--lease={:x}", field(&server, "Lease")), lease);
     again.release().await.unwrap();
     assert!(other.is_held(), "it shares the lease of the ghost");
@@ -124,8 +136,7 @@ async fn an_owner_who_comes_back_is_not_taken_for_his_ghost() {
     proxy.hold(Direction::ToClient, true);
     let task = tokio::spawn(async move { mutex.lock().await });
     eventually("it is carried out", || keys(&server, LINE).len() == 1).await;
-    proxy.reset();
-    proxy.hold(Direction::ToClient, false);
+    lose_answers(&proxy).await;
     soon(task).await.unwrap().unwrap().release().await.unwrap();
     let guard = soon(client.mutex(KEY).owner(owner).lock()).await.unwrap();
     let created = field(&server, "CreateRevision");
@@ -154,8 +165,7 @@ async fn an_attempt_that_found_it_taken_does_not_take_it_later() {
     let before = transactions(&server);
     let task = tokio::spawn(async move { mutex.try_lock().await });
     eventually("it is carried out", || before < transactions(&server)).await;
-    proxy.reset();
-    proxy.hold(Direction::ToClient, false);
+    lose_answers(&proxy).await;
     assert!(soon(task).await.unwrap().unwrap().is_none(), "somebody has it");
     rival.release().await.unwrap();
     let key = taken[0].rsplit_once("/w").map(|(line, _)| format!("{line}/w{owner}")).unwrap();
@@ -217,8 +227,7 @@ async fn a_release_whose_answer_is_lost_has_released_and_harms_nobody_who_comes_
     proxy.hold(Direction::ToClient, true);
     let task = tokio::spawn(guard.release());
     let rival = soon(rival.mutex(KEY).lock()).await.unwrap();
-    proxy.reset();
-    proxy.hold(Direction::ToClient, false);
+    lose_answers(&proxy).await;
     assert_eq!(soon(task).await.unwrap().unwrap(), Released::Released);
     assert!(rival.is_held());
     assert_eq!(keys(&server, LINE).len(), 1);
@@ -323,8 +332,7 @@ async fn a_renewal_without_an_answer_costs_no_lock() {
         proxy.hold(Direction::ToClient, true);
         let seen = proxy.bytes(Direction::ToServer);
         proxy.wait_bytes(Direction::ToServer, seen + 1).await.unwrap();
-        proxy.reset();
-        proxy.hold(Direction::ToClient, false);
+        lose_answers(&proxy).await;
         eventually("it is renewed", || known < guard.expires_at() || !guard.is_held()).await;
         assert!(guard.is_held());
     }
@@ -405,4 +413,28 @@ async fn where_no_member_answers_everybody_is_told_so_in_bounded_time() {
     }
     proxy.blackhole(false);
     drop(soon(client.mutex(KEY).lock()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_refuses_everybody_is_not_stormed() {
+    let server = server();
+    let proxy = proxy(&server);
+    let rival = client(&server.url()).await;
+    let client = behind(&proxy, "500ms").await;
+    let guard = client.mutex(KEY).ttl(ms(3000)).lock().await.unwrap();
+    let taken = rival.mutex("taken").lock().await.unwrap();
+    let waits = client.mutex("taken").ttl(ms(5000));
+    let waiter = tokio::spawn(async move { waits.lock().await.unwrap() });
+    eventually("it waits", || keys(&server, "taken/").len() == 2).await;
+    proxy.refuse(true);
+    proxy.reset();
+    let (before, started) = (proxy.accepted(), Instant::now());
+    assert!(!soon(lost_in_time(&guard, common::LONG)).await, "nobody renews it");
+    #[allow(clippy::cast_precision_loss, reason = "there are few")]
+    let rate = (proxy.accepted() - before) as f64 / started.elapsed().as_secs_f64();
+    eprintln!("{rate} connections per second");
+    assert!(rate < 150.0, "{rate} connections per second");
+    proxy.refuse(false);
+    taken.release().await.unwrap();
+    assert!(soon(waiter).await.unwrap().is_held());
 }
