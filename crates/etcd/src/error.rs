@@ -27,6 +27,8 @@ pub(crate) struct Failure {
     pub(crate) remedy: Remedy,
     /// A server may have carried it out, or still will.
     pub(crate) ambiguous: bool,
+    /// There was no answer at all.
+    pub(crate) silent: bool,
     message: String,
 }
 
@@ -64,13 +66,13 @@ impl Failure {
         let row = TABLE.iter().find(|(words, _)| message.contains(words));
         let remedy = row.map_or(fallback, |(_, remedy)| *remedy);
         let ambiguous = matches!(remedy, Remedy::Move { sent: true });
-        Self { remedy, ambiguous, message }
+        Self { remedy, ambiguous, silent: false, message }
     }
 
     /// No answer within the time of a request.
     pub(crate) fn timeout() -> Self {
         let message = "no answer in time".to_owned();
-        Self { remedy: Remedy::Move { sent: true }, ambiguous: true, message }
+        Self { remedy: Remedy::Move { sent: true }, ambiguous: true, silent: true, message }
     }
 
     /// The backend was closed, or its runtime ended.
@@ -79,6 +81,7 @@ impl Failure {
         Self {
             remedy: Remedy::Fail(ErrorKind::Permanent),
             ambiguous: false,
+            silent: false,
             message: message.to_owned(),
         }
     }
@@ -87,7 +90,8 @@ impl Failure {
     pub(crate) fn canceled(reason: &str) -> Self {
         let remedy = TABLE.iter().find(|(words, _)| reason.contains(words));
         let remedy = remedy.map_or(Remedy::Move { sent: true }, |(_, remedy)| *remedy);
-        Self { remedy, ambiguous: false, message: format!("the watch was closed: {reason}") }
+        let message = format!("the watch was closed: {reason}");
+        Self { remedy, ambiguous: false, silent: false, message }
     }
 
     /// The server says what no server says.
@@ -95,13 +99,14 @@ impl Failure {
         Self {
             remedy: Remedy::Fail(ErrorKind::Permanent),
             ambiguous: true,
+            silent: false,
             message: format!("the server's answer makes no sense: {message}"),
         }
     }
 
     pub(crate) fn lease_gone() -> Self {
         let message = "the lease is gone".to_owned();
-        Self { remedy: Remedy::Lease, ambiguous: false, message }
+        Self { remedy: Remedy::Lease, ambiguous: false, silent: false, message }
     }
 
     /// The same, with what a member that closes connections without a word may want.

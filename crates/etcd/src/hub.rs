@@ -167,6 +167,7 @@ impl<'a> Session<'a> {
                     store.members.mend(&link, failure).await;
                 }
             }
+            _ if failure.silent => store.members.hang_up(self.turn).await,
             _ => store.members.leave(self.turn),
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use crate::{
-    error::Failure,
+    error::{Failure, Remedy},
     lease::{Kind, Lease, Use},
     members::Members,
 };
@@ -25,8 +25,8 @@ const IDLE: Duration = Duration::from_secs(300);
 pub(crate) struct Leases {
     members: Arc<Members>,
     table: Mutex<Table>,
-    /// One shared lease is asked for at a time, so that those who want the same get the same.
-    granting: AsyncMutex<()>,
+    /// One shared lease is asked for at a time, so that those who want the same get the same. When that failed the last time, and how.
+    granting: AsyncMutex<Option<(Instant, Failure)>>,
 }
 
 #[derive(Debug, Default)]
@@ -62,11 +62,20 @@ impl Leases {
         if let Some(lease) = self.table().shared(seconds, Instant::now()) {
             return Ok(lease.take());
         }
-        let _turn = self.granting.lock().await;
+        let came = Instant::now();
+        let mut failed = self.granting.lock().await;
         if let Some(lease) = self.table().shared(seconds, Instant::now()) {
             return Ok(lease.take());
         }
-        let lease = self.grant(seconds, Kind::Shared).await?;
+        // Nobody answered whom it waited for: nor would anybody now, and others wait behind it.
+        if let Some((_, failure)) = failed.as_ref().filter(|(at, _)| came < *at) {
+            return Err(failure.clone());
+        }
+        let granted = self.grant(seconds, Kind::Shared).await;
+        let silence = |failure: &&Failure| matches!(failure.remedy, Remedy::Move { .. });
+        let failure = granted.as_ref().err().filter(silence);
+        *failed = failure.map(|failure| (Instant::now(), failure.clone()));
+        let lease = granted?;
         let before = self.table().shared.insert(seconds, Arc::clone(&lease));
         self.table().leaving.extend(before);
         Ok(lease.take())
@@ -144,7 +153,7 @@ impl Leases {
             self.members.call(|client| async move { client.lease_client().revoke(id).await }).await;
         match revoked {
             Ok(_) => {}
-            Err(failure) if failure.remedy == crate::error::Remedy::Lease => {}
+            Err(failure) if failure.remedy == Remedy::Lease => {}
             Err(failure) => return Err(failure),
         }
         lease.set_gone();

@@ -1,7 +1,8 @@
 //! What is known of the line of one name: who stands in it, in which order.
 //!
-//! It is put together from readings, each true at one revision, and from events in between. Keys are never used twice, so the two may come in any order:
-//! what a reading does not have, and was made before it, is gone; what is gone does not come back.
+//! It is put together from readings, each true at one revision, and from events in between. The two may come in any order, so each counts only for what
+//! was made before it: what a reading does not have, and was made before it, is gone; what is gone does not come back. Our own keys are never used twice,
+//! but other libraries make one of the same name again.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -45,7 +46,7 @@ impl Line {
     /// Somebody came.
     pub(crate) fn add(&mut self, nonce: &[u8], created: i64) {
         if self.gone.get(nonce).is_some_and(|deleted| created < *deleted)
-            || self.created.get(nonce) == Some(&created)
+            || self.created.get(nonce).is_some_and(|known| created <= *known)
         {
             return;
         }
@@ -57,7 +58,10 @@ impl Line {
 
     /// Somebody left, at this revision.
     pub(crate) fn delete(&mut self, nonce: &[u8], revision: i64, remember: bool) {
-        self.remove(nonce);
+        // An event may come after a reading that has its key again already.
+        if self.created.get(nonce).is_some_and(|created| *created < revision) {
+            self.remove(nonce);
+        }
         if remember {
             self.gone.insert(nonce.into(), revision);
         }
@@ -143,6 +147,22 @@ mod tests {
         line.forget();
         assert!(!line.is_gone(&a, 10));
         assert_eq!(line.len(), 1);
+    }
+
+    #[test]
+    fn news_of_a_key_that_was_made_again_since_says_nothing_of_the_new_one() {
+        let foreign: Nonce = b"694d7c1bd4e3a20f"[..].into();
+        let own = nonce(Mode::Exclusive, 1);
+        let mut line = Line::default();
+        line.merge(&reading(20, &[(&foreign, 15), (&own, 18)]));
+        // The events of its first life come late.
+        line.add(&foreign, 5);
+        line.delete(&foreign, 10, true);
+        assert_eq!(admitted(&line), [15], "it is still before us");
+        line.merge(&reading(9, &[(&foreign, 5)]));
+        assert_eq!(admitted(&line), [15]);
+        line.delete(&foreign, 21, true);
+        assert_eq!(admitted(&line), [18]);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) struct Members {
     options: ConnectOptions,
     request_timeout: Duration,
     connect_timeout: Duration,
+    /// The connections are our own to make.
+    reconnects: bool,
 }
 
 struct Seat {
@@ -78,6 +80,7 @@ impl Members {
             options: options(config)?,
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
+            reconnects: true,
         })
     }
 
@@ -91,6 +94,7 @@ impl Members {
             options: ConnectOptions::new(),
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
+            reconnects: false,
         }
     }
 
@@ -101,10 +105,10 @@ impl Members {
     /// The member that is used. Connects to it, if that was not done yet; whom it cannot reach it leaves.
     pub(crate) async fn link(&self) -> Result<Link, Failure> {
         let (turn, mut client) = loop {
-            let turn = self.turn.load(Ordering::Acquire);
+            let turn = self.turn();
             let client = self.seats[turn % self.seats.len()].client.lock().await;
             // Whoever was here before may have found that it cannot be reached.
-            if turn == self.turn.load(Ordering::Acquire) {
+            if turn == self.turn() {
                 break (turn, client);
             }
         };
@@ -132,6 +136,11 @@ impl Members {
         }
     }
 
+    /// How often the member was changed.
+    pub(crate) fn turn(&self) -> usize {
+        self.turn.load(Ordering::Acquire)
+    }
+
     /// The member did not do its duty: from now on the next one is used, unless that was said before.
     pub(crate) fn leave(&self, turn: usize) {
         let next = turn.wrapping_add(1);
@@ -139,15 +148,27 @@ impl Members {
         let _ = self.turn.compare_exchange(turn, next, Ordering::AcqRel, Ordering::Relaxed);
     }
 
+    /// The member did not answer at all. It may be its connection that is dead, so whoever comes back to it makes a new one.
+    pub(crate) async fn hang_up(&self, turn: usize) {
+        let mut client = self.seats[turn % self.seats.len()].client.lock().await;
+        if turn == self.turn() && self.reconnects {
+            *client = None;
+        }
+        self.leave(turn);
+    }
+
     /// What to do after a failure, before the next attempt.
     pub(crate) async fn mend(&self, link: &Link, failure: &Failure) {
         match failure.remedy {
             Remedy::Login => {
                 let login = timeout(self.request_timeout, link.client.refresh_token()).await;
-                if !matches!(login, Ok(Ok(()))) {
-                    self.leave(link.turn);
+                match login {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => self.leave(link.turn),
+                    Err(_) => self.hang_up(link.turn).await,
                 }
             }
+            Remedy::Move { .. } if failure.silent => self.hang_up(link.turn).await,
             Remedy::Move { .. } => self.leave(link.turn),
             Remedy::Pause => sleep(PAUSE).await,
             Remedy::Fail(_) | Remedy::Lease => {}

@@ -54,12 +54,19 @@ impl Store {
     /// Its key is deleted: what it was bound to is free.
     fn deleted(&self, place: &Place, record: Record) {
         if record.ambiguous {
-            self.upkeep.sweep(place.clone(), record);
-            return;
+            return self.haunt(place, record);
         }
         for used in record.others.into_iter().chain([record.used]) {
             self.leases.put_back(used);
         }
+    }
+
+    /// Its key is gone, and a request that was given up may make it again.
+    pub(crate) fn haunt(&self, place: &Place, record: Record) {
+        let uses: Vec<_> = record.others.into_iter().chain([record.used]).collect();
+        let ghosts = uses.iter().map(|used| Arc::clone(used.lease())).collect();
+        uses.into_iter().for_each(|used| self.leases.retire(used));
+        self.upkeep.haunt(place.clone(), ghosts);
     }
 
     /// Leaves the key to nobody, for the rest of a minimal hold.

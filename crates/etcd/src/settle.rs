@@ -83,11 +83,25 @@ impl Store {
 
     /// Nothing is left of a contender in etcd, or nothing that would last.
     pub(crate) fn leave(&self, record: Record) {
-        let Record { used, others, ambiguous, .. } = record;
-        for used in others.into_iter().chain([used]) {
-            if ambiguous || !used.lease().is_shared() {
+        if record.ambiguous {
+            return self.haunt(&Place::new(&self.prefix, &record.claim), record);
+        }
+        for used in record.others.into_iter().chain([record.used]) {
+            if !used.lease().is_shared() {
                 self.leases.retire(used);
             }
+        }
+    }
+
+    /// A claim that asked got nothing, and may not ask again: what it asked for without an answer must not come true.
+    pub(crate) fn forsake(&self, place: &Place) {
+        let removed = {
+            let mut table = self.table();
+            let asks = table.record(place).is_some_and(|record| record.phase == Phase::Asking);
+            if asks { table.remove(place) } else { None }
+        };
+        if let Some(record) = removed {
+            self.leave(record);
         }
     }
 

@@ -190,7 +190,7 @@ impl Store {
             let Some(record) = table.record_mut(place) else {
                 drop(table);
                 if ambiguous {
-                    self.upkeep.haunt(place.clone(), Arc::clone(lease));
+                    self.upkeep.haunt(place.clone(), vec![Arc::clone(lease)]);
                 }
                 return;
             };
@@ -254,6 +254,7 @@ impl Store {
             if free || claim.may_queue() {
                 return Ok(Asked::Again);
             }
+            self.forsake(place);
             return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
         };
         let (phase, effects) = {

@@ -48,8 +48,9 @@ pub(crate) struct Rubbish {
     place: Place,
     /// What it is bound to, until it was deleted for the first time.
     uses: Vec<Use>,
-    /// A request that was given up may write it again, as long as one of these leases is there.
+    /// A request that was given up may write it again.
     ambiguous: bool,
+    /// By which leases it may come, as long as one of them is there.
     ghosts: Vec<Arc<Lease>>,
     next: Instant,
 }
@@ -65,17 +66,17 @@ impl Upkeep {
         }
     }
 
-    /// A contender's key could not be deleted, or may come back: it is deleted again until that is certain.
+    /// A contender's key could not be deleted: it is deleted again until that is certain.
     pub(crate) fn sweep(&self, place: Place, record: Record) {
         let Record { used, others, ambiguous, .. } = record;
         let uses = others.into_iter().chain([used]).collect();
         self.add(Rubbish { place, uses, ambiguous, ghosts: Vec::new(), next: Instant::now() });
     }
 
-    /// A request that was given up may write the key of somebody who has left, bound to this lease.
-    pub(crate) fn haunt(&self, place: Place, lease: Arc<Lease>) {
-        let (uses, ghosts) = (Vec::new(), vec![lease]);
-        self.add(Rubbish { place, uses, ambiguous: true, ghosts, next: Instant::now() });
+    /// A contender's key was deleted, and may come back by these leases: it is deleted then. Whoever has the same owner id later has it by others.
+    pub(crate) fn haunt(&self, place: Place, ghosts: Vec<Arc<Lease>>) {
+        let next = Instant::now() + AGAIN;
+        self.add(Rubbish { place, uses: Vec::new(), ambiguous: true, ghosts, next });
     }
 
     fn add(&self, rubbish: Rubbish) {
@@ -205,14 +206,14 @@ impl Store {
                     self.leases.put_back(used);
                 }
             }
-            rubbish.ghosts.retain(|lease| !lease.is_gone());
-            if rubbish.ghosts.is_empty() {
-                return;
-            }
+        }
+        rubbish.ghosts.retain(|lease| !lease.is_gone());
+        if rubbish.uses.is_empty() && rubbish.ghosts.is_empty() {
+            return;
         }
         let lasts = rubbish.ghosts.iter().map(|lease| lease.granted() / 6).min();
         rubbish.next = Instant::now() + lasts.unwrap_or(AGAIN).clamp(AGAIN, AGAIN * 10);
-        self.upkeep.state().rubbish.push(rubbish);
+        self.upkeep.add(rubbish);
     }
 
     /// Deletes a key of somebody who has left. Tells whether it may come back.
