@@ -7,7 +7,7 @@ use std::{
 
 use distlock_core::{BackendError, Claim, Renewal, Standing};
 use futures_util::future::join_all;
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout};
 
 use crate::{
     error::{Failure, Remedy},
@@ -21,8 +21,8 @@ use crate::{
 
 /// How a renewal is carried out.
 enum Plan {
-    /// It is known here; its leases are kept alive, and perhaps something is read.
-    Known(Place, Vec<Arc<Lease>>),
+    /// It is known here; its leases are kept alive, and perhaps its line is read. `blind`: only a reading can tell what it has.
+    Known { place: Place, leases: Vec<Arc<Lease>>, blind: bool },
     /// By itself: it is to be written, or was taken by another process.
     Alone,
 }
@@ -37,21 +37,24 @@ impl Store {
             return renewals.iter().map(|_| Err(failure.clone().into())).collect();
         }
         let (plans, leases, looks) = self.plan(renewals, started);
+        // A reading that is slow to come must not cost others of the batch their locks.
+        let patience =
+            leases.values().map(|lease| lease.granted() / 6).min().unwrap_or(Duration::MAX);
         let refreshes = leases.into_values().map(|lease| async move {
             let refreshed = self.refresh(&lease).await.map(drop);
             (lease.id(), refreshed)
         });
         let alone = renewals.iter().zip(&plans).map(|(renewal, plan)| async move {
             match plan {
-                Plan::Known(..) => None,
+                Plan::Known { .. } => None,
                 Plan::Alone => Some(self.renew_alone(renewal, started).await),
             }
         });
         let (refreshes, seen, alone) =
-            tokio::join!(join_all(refreshes), self.see(&looks), join_all(alone));
+            tokio::join!(join_all(refreshes), self.see(&looks, patience), join_all(alone));
         let refreshes: HashMap<_, _> = refreshes.into_iter().collect();
         let answers = renewals.iter().zip(plans).zip(alone).map(|((renewal, plan), alone)| async {
-            let Plan::Known(place, leases) = plan else {
+            let Plan::Known { place, leases, blind } = plan else {
                 return alone.unwrap_or_else(|| Err(Failure::closed()));
             };
             let rebound = self.table().record(&place).is_some_and(|record| record.rebound);
@@ -59,7 +62,7 @@ impl Store {
                 return self.renew_alone(renewal, started).await;
             }
             let failed = leases.iter().find_map(|lease| refreshes.get(&lease.id())?.clone().err());
-            let failed = failed.or_else(|| seen.clone().err());
+            let failed = failed.or_else(|| seen.clone().err().filter(|_| blind));
             self.standing(&renewal.claim, &place, started, failed)
         });
         let answers = join_all(answers).await;
@@ -83,31 +86,33 @@ impl Store {
                     return Plan::Alone;
                 };
                 let watched = table.names.get(&place.line).is_some_and(Name::hears_all);
-                let look = match record.phase {
+                let blind = match record.phase {
                     // A place may have become a lease without a word.
                     Phase::Waiting => true,
-                    // Some servers lose an event.
-                    Phase::Held => !watched || record.seen + record.ttl <= started,
+                    Phase::Held => !watched,
                     Phase::Asking | Phase::Resting => false,
                 };
+                // Some servers lose an event.
+                let look = blind || record.seen + record.ttl <= started;
                 if look && lines.insert(Arc::clone(&place.line)) {
                     looks.push(Look::Line(Arc::clone(&place.line)));
                 }
                 let used = record.others.iter().chain([&record.used]);
                 let used: Vec<_> = used.map(|used| Arc::clone(used.lease())).collect();
                 leases.extend(used.iter().map(|lease| (lease.id(), Arc::clone(lease))));
-                Plan::Known(place, used)
+                Plan::Known { place, leases: used, blind }
             })
             .collect();
         (plans, leases, looks)
     }
 
     /// Reads, and takes in what was read.
-    async fn see(self: &Arc<Self>, looks: &[Look]) -> Result<(), Failure> {
+    async fn see(self: &Arc<Self>, looks: &[Look], patience: Duration) -> Result<(), Failure> {
         if looks.is_empty() {
             return Ok(());
         }
-        let seen = self.look(looks).await?;
+        let seen = timeout(patience, self.look(looks)).await;
+        let seen = seen.unwrap_or_else(|_| Err(Failure::timeout()))?;
         for (look, seen) in looks.iter().zip(seen) {
             if let (Look::Line(line), Seen::Line(reading)) = (look, seen) {
                 let effects = {

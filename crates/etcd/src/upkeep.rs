@@ -1,6 +1,7 @@
 //! What has to be done in time: leases that nobody else keeps alive, claims that nobody renews, keys that could not be deleted.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -103,7 +104,9 @@ pub(crate) async fn run(store: Weak<Store>, wake: Arc<Notify>) {
             };
             let now = Instant::now();
             let soonest = now + SHORTEST;
-            let next = store.look_after(now).max(soonest);
+            // Whatever goes wrong with one look must not end the next.
+            let next = catch_unwind(AssertUnwindSafe(|| store.look_after(now)));
+            let next = next.unwrap_or(now + LONGEST).max(soonest);
             store.upkeep.state().next = Some(next);
             next
         };

@@ -94,7 +94,11 @@ async fn locks_of_a_ttl_that_renew_share_a_lease_and_one_stream_of_keep_alives()
     let (before, transactions) = (alive(), calls(&server, "Txn"));
     eventually("it is renewed", || before + 4 < alive()).await;
     assert_eq!(calls(&server, "LeaseKeepAlive"), 1, "one stream");
-    assert_eq!(calls(&server, "Txn"), transactions, "what is watched is not read");
+    let readings = calls(&server, "Txn") - transactions;
+    assert!(
+        readings <= 5,
+        "what is watched is read once per ttl at most, all together: {readings}"
+    );
     assert!(guards.iter().all(Guard::is_held));
     for number in 0..20 {
         guards.push(client.mutex(format!("j{number}")).ttl(ms(60_000)).lock().await.unwrap());
