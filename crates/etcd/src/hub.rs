@@ -24,7 +24,6 @@ use tokio::{
 
 use crate::{
     error::{Failure, Remedy},
-    read::{Look, Seen},
     store::Store,
     table::{Scope, Table},
 };
@@ -131,7 +130,7 @@ impl<'a> Session<'a> {
     async fn open(store: &'a Weak<Store>, first: Arc<str>) -> Result<Self, Failure> {
         let strong = store.upgrade().ok_or_else(Failure::closed)?;
         let link = strong.members.link().await?;
-        let scope = strong.table().open_first(&first).unwrap_or(Scope::Leaving);
+        let scope = strong.table().open(&first, 1).unwrap_or(Scope::Leaving);
         let limit = strong.members.request_timeout();
         let mut watch = link.client.watch_client();
         let opening = watch.watch(&*first, Some(options(1, scope)));
@@ -257,19 +256,11 @@ impl<'a> Session<'a> {
 /// Reads a line whose watch was opened, until it is read or the watch is over.
 async fn read(store: Arc<Store>, line: Arc<str>, id: i64) {
     loop {
-        if !store.table().begin_reading(&line, id) {
+        if !store.table().is_live(&line, id) {
             return;
         }
-        let seen = store.look(&[Look::Line(Arc::clone(&line))]).await;
-        let read = match seen.map(|mut seen| seen.pop()) {
-            Ok(Some(Seen::Line(reading))) => Some(reading),
-            _ => None,
-        };
-        let done = read.is_some();
-        let effects = store.table().end_reading(&line, id, read.as_ref());
-        store.carry_out(effects);
-        if done {
-            return;
+        if store.take_in(&[Arc::clone(&line)]).await.is_ok() {
+            return store.table().set_synced(&line, id);
         }
         sleep(PAUSES[2]).await;
     }
@@ -286,10 +277,6 @@ fn options(id: i64, scope: Scope) -> WatchOptions {
 impl Table {
     fn first_wanted(&self) -> Option<Arc<str>> {
         self.names.iter().find_map(|(line, name)| name.watch.want.map(|_| Arc::clone(line)))
-    }
-
-    fn open_first(&mut self, line: &Arc<str>) -> Option<Scope> {
-        self.open(line, 1)
     }
 
     /// The scope in which a name is to be watched, if it is not yet.
@@ -310,29 +297,18 @@ impl Table {
         watch.live.replace((id, scope)).map(|(before, _)| before)
     }
 
-    /// Whether the watch is still the one whose line is to be read.
-    fn begin_reading(&mut self, line: &Arc<str>, id: i64) -> bool {
-        let Some(name) = self.names.get_mut(line) else { return false };
-        let live = name.watch.live.is_some_and(|(live, _)| live == id);
-        name.asks += usize::from(live);
-        live
+    /// Whether the watch is still the one that was opened with this id.
+    fn is_live(&self, line: &Arc<str>, id: i64) -> bool {
+        self.names.get(line).is_some_and(|name| name.watch.live.is_some_and(|(live, _)| live == id))
     }
 
-    fn end_reading(
-        &mut self,
-        line: &Arc<str>,
-        id: i64,
-        reading: Option<&crate::request::Reading>,
-    ) -> Vec<crate::settle::Effect> {
-        let mut effects = Vec::new();
-        if let Some(name) = self.names.get_mut(line)
-            && let Some(reading) = reading
+    /// The line was read since the watch was opened: from now on it tells all.
+    fn set_synced(&mut self, line: &Arc<str>, id: i64) {
+        if self.is_live(line, id)
+            && let Some(name) = self.names.get_mut(line)
         {
-            name.watch.synced |= name.watch.live.is_some_and(|(live, _)| live == id);
-            effects = name.read(reading);
+            name.watch.synced = true;
         }
-        self.end_ask(line);
-        effects
     }
 
     /// The stream is over: all watches are to be opened again.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use distlock_core::{Claim, Holder, Key, Mode, Occupancy};
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOpResponse};
 use futures_util::future::join_all;
 use tokio::time::{Duration, Instant};
 
@@ -19,30 +19,51 @@ use crate::{
 /// How many reads go into one transaction.
 const BATCH: usize = 100;
 
-/// What is to be read.
-#[derive(Clone, Debug)]
-pub(crate) enum Look {
-    Line(Arc<str>),
-    Own(Place),
+/// Lines are being read: what is deleted meanwhile must not come back by the reading.
+struct Asking<'a> {
+    store: &'a Store,
+    lines: &'a [Arc<str>],
 }
 
-/// What was read.
-#[derive(Debug)]
-pub(crate) enum Seen {
-    Line(Reading),
-    Own(Option<Own>),
+impl<'a> Asking<'a> {
+    fn new(store: &'a Store, lines: &'a [Arc<str>]) -> Self {
+        let mut table = store.table();
+        lines.iter().for_each(|line| table.name(line).asks += 1);
+        Self { store, lines }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut table = self.store.table();
+        self.lines.iter().for_each(|line| table.end_ask(line));
+    }
 }
 
 impl Store {
-    /// Reads lines and keys, all of a batch at one revision.
-    pub(crate) async fn look(&self, looks: &[Look]) -> Result<Vec<Seen>, Failure> {
-        let mut seen = Vec::with_capacity(looks.len());
-        for batch in looks.chunks(BATCH) {
-            let op = |look: &Look| match look {
-                Look::Line(line) => range(line),
-                Look::Own(place) => TxnOp::get(place.own(), None),
-            };
-            let txn = Txn::new().and_then(batch.iter().map(op).collect::<Vec<_>>());
+    /// Reads lines, and takes in what was read.
+    pub(crate) async fn take_in(self: &Arc<Self>, lines: &[Arc<str>]) -> Result<(), Failure> {
+        let asking = Asking::new(self, lines);
+        let readings = self.lines(lines).await;
+        let mut effects = Vec::new();
+        if let Ok(readings) = &readings {
+            let mut table = self.table();
+            for (line, reading) in lines.iter().zip(readings) {
+                let name = table.names.get_mut(line);
+                effects.extend(name.into_iter().flat_map(|name| name.read(reading)));
+            }
+        }
+        drop(asking);
+        self.carry_out(effects);
+        readings.map(drop)
+    }
+
+    /// Reads lines, those of a batch at one revision.
+    async fn lines(&self, lines: &[Arc<str>]) -> Result<Vec<Reading>, Failure> {
+        let mut readings = Vec::with_capacity(lines.len());
+        for batch in lines.chunks(BATCH) {
+            let ranges: Vec<_> = batch.iter().map(|line| range(line)).collect();
+            let txn = Txn::new().and_then(ranges);
             let answer = self
                 .members
                 .call(|client| {
@@ -53,44 +74,40 @@ impl Store {
                 .answer;
             let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
             let mut parts = answer.op_responses().into_iter();
-            for look in batch {
+            for line in batch {
                 let Some(TxnOpResponse::Get(answer)) = parts.next() else {
                     return Err(Failure::protocol("a part is missing"));
                 };
-                seen.push(match look {
-                    Look::Line(line) => Seen::Line(Reading::of(line, &answer, revision)),
-                    Look::Own(_) => Seen::Own(answer.kvs().first().map(Own::new)),
-                });
+                readings.push(Reading::of(line, &answer, revision));
             }
         }
-        Ok(seen)
+        Ok(readings)
     }
 
     /// The key of a contender, if it is there.
     pub(crate) async fn own(&self, place: &Place) -> Result<Option<Own>, Failure> {
-        match self.look(&[Look::Own(place.clone())]).await?.pop() {
-            Some(Seen::Own(own)) => Ok(own),
-            _ => Err(Failure::protocol("no key")),
-        }
+        let own = place.own();
+        let answer = self
+            .members
+            .call(|client| {
+                let own = own.clone();
+                async move { client.kv_client().get(own, None).await }
+            })
+            .await?
+            .answer;
+        Ok(answer.kvs().first().map(Own::new))
     }
 
-    /// Whether those in the line leave room for a claim that does not wait; `None`: they do not.
-    pub(crate) async fn would_admit(
-        &self,
-        place: &Place,
-        claim: &Claim,
-    ) -> Result<Option<bool>, Failure> {
-        let Some(Seen::Line(reading)) =
-            self.look(&[Look::Line(Arc::clone(&place.line))]).await?.pop()
-        else {
+    /// Whether those in the line leave room for a claim that does not wait.
+    pub(crate) async fn would_admit(&self, place: &Place, claim: &Claim) -> Result<bool, Failure> {
+        let Some(reading) = self.lines(&[Arc::clone(&place.line)]).await?.pop() else {
             return Err(Failure::protocol("no line"));
         };
         if reading.created(&place.nonce).is_some() {
-            return Ok(Some(true));
+            return Ok(true);
         }
         let before = reading.entries.iter().filter_map(|entry| layout::contender(&entry.nonce));
-        let admitted = claim.mode().admitted_after(before.map(|(mode, _)| mode));
-        Ok(admitted.then_some(true))
+        Ok(claim.mode().admitted_after(before.map(|(mode, _)| mode)))
     }
 
     /// Who holds a lock, and how many wait.

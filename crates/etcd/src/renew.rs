@@ -13,7 +13,6 @@ use crate::{
     error::{Failure, Remedy},
     layout,
     lease::Lease,
-    read::{Look, Seen},
     settle,
     store::{Store, TRIES},
     table::{Name, Phase, Place, Record},
@@ -27,6 +26,16 @@ enum Plan {
     Alone,
 }
 
+/// What a batch of renewals takes.
+struct Plans {
+    /// One for each renewal.
+    plans: Vec<Plan>,
+    /// To be kept alive.
+    leases: HashMap<i64, Arc<Lease>>,
+    /// To be read.
+    lines: Vec<Arc<str>>,
+}
+
 impl Store {
     pub(crate) async fn renew(
         self: &Arc<Self>,
@@ -36,10 +45,18 @@ impl Store {
         if let Err(failure) = self.check_open() {
             return renewals.iter().map(|_| Err(failure.clone().into())).collect();
         }
-        let (plans, leases, looks) = self.plan(renewals, started);
+        let Plans { plans, leases, lines } = self.plan(renewals, started);
         // A reading that is slow to come must not cost others of the batch their locks.
         let patience =
             leases.values().map(|lease| lease.granted() / 6).min().unwrap_or(Duration::MAX);
+        let see = async {
+            match lines.is_empty() {
+                true => Ok(()),
+                false => timeout(patience, self.take_in(&lines))
+                    .await
+                    .unwrap_or_else(|_| Err(Failure::timeout())),
+            }
+        };
         let refreshes = leases.into_values().map(|lease| async move {
             let refreshed = self.refresh(&lease).await.map(drop);
             (lease.id(), refreshed)
@@ -50,8 +67,7 @@ impl Store {
                 Plan::Alone => Some(self.renew_alone(renewal, started).await),
             }
         });
-        let (refreshes, seen, alone) =
-            tokio::join!(join_all(refreshes), self.see(&looks, patience), join_all(alone));
+        let (refreshes, seen, alone) = tokio::join!(join_all(refreshes), see, join_all(alone));
         let refreshes: HashMap<_, _> = refreshes.into_iter().collect();
         let answers = renewals.iter().zip(plans).zip(alone).map(|((renewal, plan), alone)| async {
             let Plan::Known { place, leases, blind } = plan else {
@@ -70,12 +86,8 @@ impl Store {
     }
 
     /// How each renewal is carried out, and what that takes.
-    fn plan(
-        &self,
-        renewals: &[Renewal],
-        started: Instant,
-    ) -> (Vec<Plan>, HashMap<i64, Arc<Lease>>, Vec<Look>) {
-        let (mut leases, mut looks, mut lines) = (HashMap::new(), Vec::new(), HashSet::new());
+    fn plan(&self, renewals: &[Renewal], started: Instant) -> Plans {
+        let (mut leases, mut lines) = (HashMap::new(), HashSet::new());
         let table = self.table();
         let plans = renewals
             .iter()
@@ -94,8 +106,8 @@ impl Store {
                 };
                 // Some servers lose an event.
                 let look = blind || record.seen + record.ttl <= started;
-                if look && lines.insert(Arc::clone(&place.line)) {
-                    looks.push(Look::Line(Arc::clone(&place.line)));
+                if look {
+                    lines.insert(Arc::clone(&place.line));
                 }
                 let used = record.others.iter().chain([&record.used]);
                 let used: Vec<_> = used.map(|used| Arc::clone(used.lease())).collect();
@@ -103,28 +115,7 @@ impl Store {
                 Plan::Known { place, leases: used, blind }
             })
             .collect();
-        (plans, leases, looks)
-    }
-
-    /// Reads, and takes in what was read.
-    async fn see(self: &Arc<Self>, looks: &[Look], patience: Duration) -> Result<(), Failure> {
-        if looks.is_empty() {
-            return Ok(());
-        }
-        let seen = timeout(patience, self.look(looks)).await;
-        let seen = seen.unwrap_or_else(|_| Err(Failure::timeout()))?;
-        for (look, seen) in looks.iter().zip(seen) {
-            if let (Look::Line(line), Seen::Line(reading)) = (look, seen) {
-                let effects = {
-                    let mut table = self.table();
-                    let effects = table.names.get_mut(line).map(|name| name.read(&reading));
-                    table.tidy(line);
-                    effects.unwrap_or_default()
-                };
-                self.carry_out(effects);
-            }
-        }
-        Ok(())
+        Plans { plans, leases, lines: lines.into_iter().collect() }
     }
 
     /// What a claim has, after its leases were kept alive, or were not.
@@ -286,22 +277,7 @@ impl Store {
     ) -> Result<Standing, Failure> {
         let held = self.table().record(place).map(|record| record.phase) == Some(Phase::Held);
         if !held {
-            let Some(Seen::Line(reading)) =
-                self.look(&[Look::Line(Arc::clone(&place.line))]).await?.pop()
-            else {
-                return Err(Failure::protocol("no line"));
-            };
-            let effects = {
-                let mut table = self.table();
-                if let (Some(record), Some(created)) =
-                    (table.record_mut(place), reading.created(&place.nonce))
-                {
-                    record.created = created;
-                }
-                let name = table.names.get_mut(&place.line);
-                name.map(|name| name.read(&reading)).unwrap_or_default()
-            };
-            self.carry_out(effects);
+            self.take_in(&[Arc::clone(&place.line)]).await?;
             self.wait(place);
         }
         self.standing(claim, place, started, None)

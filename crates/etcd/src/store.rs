@@ -100,10 +100,10 @@ impl Store {
         let mut queue = claim.may_queue();
         if !queue && claim.mode() != distlock_core::Mode::Exclusive {
             // Whether those who are there leave room is not for a comparison to say.
-            let Some(admitted) = self.would_admit(&place, claim).await? else {
+            if !self.would_admit(&place, claim).await? {
                 return Ok(Standing::Nothing { retry_in: None });
-            };
-            queue = admitted;
+            }
+            queue = true;
         }
         let mut failure = None;
         for _ in 0..TRIES {

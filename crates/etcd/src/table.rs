@@ -276,6 +276,11 @@ impl Name {
             .extract_if(|nonce, record| {
                 let known = record.created != 0 && record.created <= reading.revision;
                 match here.get(&**nonce) {
+                    // One that was taken over from another process.
+                    Some(entry) if record.created == 0 && record.phase == Phase::Waiting => {
+                        (record.created, record.seen) = (entry.created, now);
+                        false
+                    }
                     Some(entry) if entry.created == record.created => {
                         record.rebound |= record.modified < entry.modified;
                         record.seen = now;

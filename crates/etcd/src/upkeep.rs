@@ -167,9 +167,15 @@ impl Store {
         {
             let mut table = self.table();
             for (line, name) in &mut table.names {
-                name.records.retain_over(now, &mut next, |nonce, record| {
-                    ended.push((Place { line: Arc::clone(line), nonce }, record));
+                let over = name.records.extract_if(|_, record| {
+                    let over = record.until <= now;
+                    if !over {
+                        next = next.min(record.until);
+                    }
+                    over
                 });
+                let place = |nonce| Place { line: Arc::clone(line), nonce };
+                ended.extend(over.map(|(nonce, record)| (place(nonce), record)));
             }
             for (place, _) in &ended {
                 table.tidy(&place.line);
@@ -234,34 +240,5 @@ impl Store {
             self.writer.send(Request::Cut { own: own.clone(), lease: lease.id() }).await?;
         }
         Ok(true)
-    }
-}
-
-/// Takes out the records that are over.
-trait RetainOver {
-    fn retain_over(
-        &mut self,
-        now: Instant,
-        next: &mut Instant,
-        over: impl FnMut(crate::layout::Nonce, Record),
-    );
-}
-
-impl RetainOver for std::collections::HashMap<crate::layout::Nonce, Record> {
-    fn retain_over(
-        &mut self,
-        now: Instant,
-        next: &mut Instant,
-        mut over: impl FnMut(crate::layout::Nonce, Record),
-    ) {
-        for (nonce, record) in self.extract_if(|_, record| {
-            let ends = record.until <= now;
-            if !ends {
-                *next = (*next).min(record.until);
-            }
-            ends
-        }) {
-            over(nonce, record);
-        }
     }
 }
