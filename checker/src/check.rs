@@ -21,8 +21,8 @@ pub fn judge(history: &mut History, rules: &Rules) -> Verdict {
     let mut verdict = Verdict::default();
     let scan = Scan::of(history, &mut verdict);
     let mut judge = Judge {
-        faults: Faults::new(history, &scan, &rules.excuses),
-        fence_faults: Faults::new(history, &scan, &rules.fence_excuses),
+        faults: Faults::new(history, &scan, &rules.excuses, nanos(rules.reach)),
+        fence_faults: Faults::new(history, &scan, &rules.fence_excuses, nanos(rules.reach)),
         tolerance: nanos(rules.tolerance),
         history,
         scan: &scan,
@@ -48,23 +48,27 @@ struct Judge<'a> {
 }
 
 /// When faults happened that explain something: by key, and for all keys.
-struct Faults(HashMap<u32, Vec<u64>>);
+struct Faults {
+    times: HashMap<u32, Vec<u64>>,
+    reach: u64,
+}
 
 impl Faults {
-    fn new(history: &History, scan: &Scan, names: &[String]) -> Self {
+    fn new(history: &History, scan: &Scan, names: &[String], reach: u64) -> Self {
         let excuses: Vec<bool> = (0..history.names())
             .map(|name| names.iter().any(|excuse| excuse == history.name(name as u32)))
             .collect();
-        let mut faults: HashMap<u32, Vec<u64>> = HashMap::new();
+        let mut times: HashMap<u32, Vec<u64>> = HashMap::new();
         for &(t, key, _) in scan.faults.iter().filter(|(.., name)| excuses[*name as usize]) {
-            faults.entry(key).or_default().push(t);
+            times.entry(key).or_default().push(t);
         }
-        Self(faults)
+        Self { times, reach }
     }
 
-    /// Whether one befell the key, or all keys, between the two.
+    /// Whether one befell the key, or all keys, between the two, or so shortly before that some guard could not know yet.
     fn explain(&self, key: u32, from: u64, to: u64) -> bool {
-        [0, key].iter().filter_map(|key| self.0.get(key)).any(|times| {
+        let from = from.saturating_sub(self.reach);
+        [0, key].iter().filter_map(|key| self.times.get(key)).any(|times| {
             let first = times.partition_point(|t| *t < from);
             times.get(first).is_some_and(|t| *t <= to)
         })
@@ -200,15 +204,17 @@ impl Judge<'_> {
     }
 
     fn fences(&mut self, sessions: &[Session]) {
-        let mut by_end: Vec<&Session> = sessions.iter().collect();
-        by_end.sort_by_key(|session| session.end);
+        // Of two at the same moment, the one that was written first was first.
+        let mut by_end: Vec<usize> = (0..sessions.len()).collect();
+        by_end.sort_by_key(|&index| (sessions[index].end, index));
         let mut ended = by_end.into_iter().peekable();
         let mut highest: Option<&Session> = None;
-        for session in sessions {
-            while let Some(before) = ended.next_if(|before| before.end <= session.start) {
-                if !std::ptr::eq(before, session)
-                    && highest.is_none_or(|high| high.fence < before.fence)
-                {
+        for (index, session) in sessions.iter().enumerate() {
+            let is_over =
+                |before: &usize| (sessions[*before].end, *before) < (session.start, index);
+            while let Some(before) = ended.next_if(is_over) {
+                let before = &sessions[before];
+                if highest.is_none_or(|high| high.fence < before.fence) {
                     highest = Some(before);
                 }
             }
@@ -217,6 +223,10 @@ impl Judge<'_> {
                 let explained = self.is_token_explained(before, session);
                 let text = format!("{} after {}", who(session), who(before));
                 self.report(Check::Fence, explained, session.start, session.k, text);
+                if explained {
+                    // The store counts from here now.
+                    highest = Some(session);
+                }
             }
         }
         let mut by_fence: Vec<&Session> =
@@ -255,7 +265,7 @@ impl Judge<'_> {
             }
             let newest = latest.entry((session.k, write.open)).or_insert(write.session);
             let other = &scan.sessions[*newest];
-            if *newest != write.session && session.end <= other.start {
+            if (session.end, write.session) < (other.start, *newest) {
                 if write.open {
                     figures.open_stale += 1;
                 } else {

@@ -10,6 +10,7 @@ const USAGE: &str = "\
 distlock-checker [OPTIONS] FILES…
 
   --excuse FAULT        a fault of this name explains a second holder
+  --reach SECONDS       so long after it
   --fence-excuse FAULT  a fault of this name explains a token that repeats
   --bound SECONDS       how long an acquisition may take after the heal
   --grants N            how many grants make it worth the name
@@ -35,6 +36,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<bool, Box<dyn Error>> {
         let mut value = || args.next().ok_or(format!("`{arg}` needs a value"));
         match arg.as_str() {
             "--excuse" => rules.excuses.push(value()?),
+            "--reach" => rules.reach = Duration::try_from_secs_f64(value()?.parse()?)?,
             "--fence-excuse" => rules.fence_excuses.push(value()?),
             "--bound" => rules.bound = Some(Duration::try_from_secs_f64(value()?.parse()?)?),
             "--grants" => rules.grants = value()?.parse()?,

@@ -12,6 +12,8 @@ pub struct Rules {
     pub bound: Option<Duration>,
     /// Faults after which the store may give a lock to a second holder: what they explain is counted, and is no violation.
     pub excuses: Vec<String>,
+    /// So long after such a fault a guard may believe what the fault made false: the longest ttl.
+    pub reach: Duration,
     /// Faults after which the store may repeat tokens.
     pub fence_excuses: Vec<String>,
     /// So many grants there must be.
@@ -32,6 +34,7 @@ impl Default for Rules {
             tolerance: Duration::from_millis(10),
             bound: None,
             excuses: Vec::new(),
+            reach: Duration::ZERO,
             fence_excuses: Vec::new(),
             grants: 1,
             contended: 0,

@@ -104,13 +104,15 @@ fn what_a_fault_explains_is_told_apart_and_what_it_does_not_is_not() {
     events.extend(hold(4, 390, 400, 500, 8));
     events.extend(hold(5, 390, 450, 550, 9));
     let fault = |t, key: &str| Event::new(t * MS, Kind::Fault).name("failover").key(key);
-    let rules = rules().excusing(["failover"]);
+    let mut rules = rules().excusing(["failover"]);
+    rules.reach = Duration::from_millis(20);
     for (fault, explains) in [
         (fault(420, ""), true),
         (fault(420, "lock"), true),
         (fault(420, "other"), false),
         (fault(460, ""), false),
-        (fault(380, ""), false),
+        (fault(371, ""), true),
+        (fault(369, ""), false),
         (Event::new(420 * MS, Kind::Fault).name("delay"), false),
     ] {
         let mut events = events.clone();
@@ -150,6 +152,22 @@ fn tokens_that_go_back_or_come_again_are_found() {
     let verdict = crate::verdict(&events, &rules);
     assert!(verdict.is_clean(), "{verdict}");
     assert_eq!(verdict.negatives[&Check::Fence], 2);
+}
+
+#[test]
+fn holds_of_no_length_at_the_same_moment_follow_each_other_as_they_are_written() {
+    let at_once = |tokens: [u64; 2]| {
+        let mut events = clean();
+        events.extend(
+            hold(4, 390, 400, 400, tokens[0]).into_iter().filter(|event| event.t <= 400 * MS),
+        );
+        events.extend(
+            hold(5, 390, 400, 400, tokens[1]).into_iter().filter(|event| event.t <= 400 * MS),
+        );
+        events
+    };
+    finds(&at_once([8, 9]), &[]);
+    finds(&at_once([9, 8]), &[(Check::Fence, 1)]);
 }
 
 #[test]
