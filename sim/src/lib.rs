@@ -4,6 +4,7 @@
 //! keeper and line are those of `distlock-core`. All of it runs in one thread, on tokio's paused clock, and whatever is random comes from the seed, so
 //! that the same seed gives the same history to the byte. The history is judged by `distlock-checker`.
 
+mod bug;
 mod clock;
 mod etcd;
 mod nemesis;
@@ -16,6 +17,7 @@ mod worker;
 mod world;
 
 pub use self::{
+    bug::Bug,
     plan::{Plan, Rates, Wound},
-    run::{Outcome, Store, run, run_plan},
+    run::{Outcome, Store, run, run_plan, run_with},
 };

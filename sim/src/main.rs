@@ -149,6 +149,7 @@ const WANTED: &[&str] = &[
     "force_release",
     "push_doubled",
     "push_late",
+    "partition",
     "push_lost",
     "refused",
     "reply_late",

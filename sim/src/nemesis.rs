@@ -78,6 +78,13 @@ async fn inflict<S: Kit>(sim: Arc<Sim<S>>, wound: Wound) {
                 net.undeafen(process.id, ear);
             }
         }
+        Wound::Partition => {
+            let Some(process) = sim.any() else { return };
+            world.fault(wound.name(), "");
+            net.cut_off(process.id, true);
+            sleep(world.between(1, (3 * ttl) >> world.below(3))).await;
+            net.cut_off(process.id, false);
+        }
         Wound::Hang | Wound::Restart if net.is_up() => {
             world.fault(wound.name(), "");
             let health = if wound == Wound::Hang { Health::Hung } else { Health::Down };

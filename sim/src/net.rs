@@ -76,6 +76,8 @@ struct State<S: Server> {
     copies: Vec<S>,
     ears: BTreeMap<u32, mpsc::UnboundedSender<Heard<S::Push>>>,
     dead: BTreeSet<u32>,
+    /// They cannot reach the server, nor it them.
+    cut_off: BTreeSet<u32>,
     health: Health,
 }
 
@@ -97,8 +99,9 @@ pub(crate) struct Link<S: Server> {
 impl<S: Server> Net<S> {
     /// A server that runs.
     pub(crate) fn new(world: &Arc<World>, server: S) -> Arc<Self> {
-        let (copies, ears, dead) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
-        let state = State { server, copies, ears, dead, health: Health::Up };
+        let (copies, ears) = (Vec::new(), BTreeMap::new());
+        let (dead, cut_off) = (BTreeSet::new(), BTreeSet::new());
+        let state = State { server, copies, ears, dead, cut_off, health: Health::Up };
         let (world, changed) = (Arc::clone(world), Notify::new());
         Arc::new(Self { world, state: Mutex::new(state), changed })
     }
@@ -144,6 +147,20 @@ impl<S: Server> Net<S> {
         let mut state = self.state();
         state.ears.remove(&process);
         state.dead.insert(process);
+    }
+
+    /// A process reaches nobody any more, and is reached by nobody; or is.
+    pub(crate) fn cut_off(&self, process: u32, cut_off: bool) {
+        let mut state = self.state();
+        if cut_off {
+            state.cut_off.insert(process);
+        } else {
+            state.cut_off.remove(&process);
+        }
+    }
+
+    fn is_cut_off(&self, process: u32) -> bool {
+        self.state().cut_off.contains(&process)
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -224,7 +241,7 @@ impl<S: Server> Net<S> {
             tokio::spawn(async move {
                 sleep(late).await;
                 // Who does not listen at this moment never hears of it.
-                if let Some(ear) = net.ear(process) {
+                if let Some(ear) = net.ear(process).filter(|_| !net.is_cut_off(process)) {
                     let _ = ear.send(Heard::Push(push));
                 }
             });
@@ -277,17 +294,23 @@ impl<S: Server> Link<S> {
         let (tx, mut rx) = oneshot::channel();
         // Kept here too, so that what is lost is silence, and no end.
         let tx = Arc::new(Mutex::new(Some(tx)));
-        let run = Arc::new(run);
+        let (run, process) = (Arc::new(run), self.process);
         for arrives in fate.arrives.into_iter().flatten().filter(|_| fate.request) {
             let (net, tx, run) = (Arc::clone(&self.net), Arc::clone(&tx), Arc::clone(&run));
             tokio::spawn(async move {
                 sleep(arrives).await;
+                if net.is_cut_off(process) {
+                    return;
+                }
                 net.running().await;
                 let refuses = fate.refused || !net.is_up();
                 let answer = refuses.then_some(Err(Cut::Refused));
                 let answer = answer.unwrap_or_else(|| Ok(net.carry_out(&*run)));
                 if fate.reply {
                     sleep(fate.back).await;
+                    if net.is_cut_off(process) {
+                        return;
+                    }
                     let tx = tx.lock().unwrap_or_else(PoisonError::into_inner).take();
                     if let Some(tx) = tx {
                         let _ = tx.send(answer);

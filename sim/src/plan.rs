@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use distlock_conformance::Dice;
 
+use crate::Bug;
+
 /// In what share of all exchanges, or pushes, a fault happens.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "a test names those it wants")]
@@ -44,6 +46,8 @@ pub enum Wound {
     Shutdown,
     /// A process loses the connection on which it receives pushes.
     Deafness,
+    /// A process cannot reach the server for up to three ttls, and hears nothing.
+    Partition,
     /// The server does not run for a while; what was sent waits for it.
     Hang,
     /// The server is away for a while, and keeps its data.
@@ -94,12 +98,21 @@ pub struct Plan {
     pub work: Duration,
     /// How often a lock may be handed on inside a process.
     pub cohort_limit: u32,
+    /// A bug that is to be caught.
+    pub bug: Option<Bug>,
 }
 
 impl Wound {
     /// What can befall every store.
-    const ALWAYS: [Self; 6] =
-        [Self::Stall, Self::Crash, Self::Shutdown, Self::Deafness, Self::Hang, Self::Restart];
+    const ALWAYS: [Self; 7] = [
+        Self::Stall,
+        Self::Crash,
+        Self::Shutdown,
+        Self::Deafness,
+        Self::Partition,
+        Self::Hang,
+        Self::Restart,
+    ];
 
     /// What can befall a store that counts by a wall clock.
     const WALL: [Self; 1] = [Self::StepBack];
@@ -121,6 +134,7 @@ impl Wound {
             Self::Crash => "crash",
             Self::Shutdown => "shutdown",
             Self::Deafness => "deafness",
+            Self::Partition => "partition",
             Self::Hang => "server_stopped",
             Self::Restart => "restart",
             Self::StepBack => "clock_back",
@@ -191,6 +205,7 @@ impl Plan {
             faulty: Duration::from_millis(60_000 + dice.below(180_000)),
             healthy: Duration::from_millis(10_000),
             work: Duration::from_millis(20 + dice.below(2 * ttl)),
+            bug: None,
             cohort_limit: if dice.chance(0.3) { 0 } else { 1 + dice.below(32) as u32 },
         }
     }

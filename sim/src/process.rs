@@ -9,10 +9,11 @@ use std::{
 };
 
 use distlock_checker::{Event, Kind};
-use distlock_core::{Backend, Client, FenceGate, Guard, simulation::Gate};
+use distlock_core::{AnyBackend, Backend, Client, FenceGate, Guard, simulation::Gate};
 use tokio::task::JoinHandle;
 
 use crate::{
+    Bug,
     etcd::{self, Etcd},
     net::{Heard, Link, Net, Server},
     plan::Plan,
@@ -25,7 +26,7 @@ use crate::{
 pub(crate) trait Kit: Server {
     type Backend: Backend + Clone;
 
-    fn backend(link: Link<Self>) -> Self::Backend;
+    fn backend(link: Link<Self>, bug: Option<Bug>) -> Self::Backend;
 
     fn hear(backend: &Self::Backend, heard: Heard<Self::Push>);
 }
@@ -33,8 +34,8 @@ pub(crate) trait Kit: Server {
 impl Kit for Redis {
     type Backend = redis::Backend;
 
-    fn backend(link: Link<Self>) -> redis::Backend {
-        redis::Backend::new(link)
+    fn backend(link: Link<Self>, bug: Option<Bug>) -> redis::Backend {
+        redis::Backend::new(link, bug)
     }
 
     fn hear(backend: &redis::Backend, heard: Heard<Self::Push>) {
@@ -45,8 +46,8 @@ impl Kit for Redis {
 impl Kit for Etcd {
     type Backend = etcd::Backend;
 
-    fn backend(link: Link<Self>) -> etcd::Backend {
-        etcd::Backend::new(link)
+    fn backend(link: Link<Self>, bug: Option<Bug>) -> etcd::Backend {
+        etcd::Backend::new(link, bug)
     }
 
     fn hear(backend: &etcd::Backend, heard: Heard<Self::Push>) {
@@ -100,7 +101,7 @@ impl<S: Kit> Sim<S> {
     pub(crate) fn start_process(self: &Arc<Self>) {
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let (link, mut heard) = self.net.connect(id, self.plan.request_timeout);
-        let backend = S::backend(link);
+        let backend = S::backend(link, self.plan.bug);
         let gate = Gate::new();
         let hears = backend.clone();
         tokio::spawn(gate.hold(async move {
@@ -108,6 +109,11 @@ impl<S: Kit> Sim<S> {
                 S::hear(&hears, heard);
             }
         }));
+        let backend = AnyBackend::new(backend);
+        let backend = match self.plan.bug {
+            Some(bug) => bug.wrap(backend),
+            None => backend,
+        };
         let client = Client::builder(backend).ttl(self.plan.ttl);
         let client = client.cohort_limit(self.plan.cohort_limit).build();
         let client = client.expect("the plan's ttl is within the limits");

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    Bug,
     etcd::Etcd,
     nemesis,
     plan::{Plan, Wound},
@@ -61,8 +62,14 @@ impl Store {
 /// Simulates a seed.
 #[must_use]
 pub fn run(store: Store, seed: u64) -> Outcome {
+    run_with(store, seed, None)
+}
+
+/// The same, with a bug in it.
+#[must_use]
+pub fn run_with(store: Store, seed: u64, bug: Option<Bug>) -> Outcome {
     let mut dice = Dice::new(seed);
-    let plan = Plan::draw(&mut dice, store == Store::Redis);
+    let plan = Plan { bug, ..Plan::draw(&mut dice, store == Store::Redis) };
     run_plan(store, plan, dice.roll())
 }
 
@@ -77,8 +84,8 @@ pub fn run_plan(store: Store, plan: Plan, seed: u64) -> Outcome {
     simulation::seed(seed);
     let (mut history, plan) = runtime.block_on(async {
         match store {
-            Store::Redis => simulate(Redis::new(), plan, seed).await,
-            Store::Etcd => simulate(Etcd::new(), plan, seed).await,
+            Store::Redis => simulate(Redis::new(plan.bug), plan, seed).await,
+            Store::Etcd => simulate(Etcd::new(plan.bug), plan, seed).await,
         }
     });
     let mut rules = Rules::default().excusing(Wound::fatal());
@@ -109,7 +116,10 @@ async fn simulate<S: Kit>(server: S, plan: Plan, seed: u64) -> (History, Plan) {
     sleep(sim.plan.healthy).await;
     sim.stopped.store(true, Ordering::Relaxed);
     for process in sim.all() {
-        sim.retire(&process).await;
+        if !sim.retire(&process).await {
+            // Somebody waits for ever, which the history tells.
+            process.gate.shut();
+        }
         sim.forget(&process);
     }
     look_around(&sim).await;
@@ -128,6 +138,14 @@ fn bound(plan: &Plan) -> Duration {
 
 /// Long after everybody is gone, nothing is to be left.
 async fn look_around<S: Kit>(sim: &Arc<Sim<S>>) {
+    // Long before anything would end by itself: what was held or asked for has been given back.
+    sleep(sim.plan.request_timeout * 2).await;
+    if sim.world.count(Wound::Crash.name()) == 0 {
+        let left = sim.net.peek(|server| server.left());
+        let locks = left.iter().filter(|(name, _)| *name == "locks").map(|(_, count)| count).sum();
+        let event = Event::new(sim.world.now(), Kind::Left).name("locks of the living");
+        sim.world.record(&event.value(locks));
+    }
     sleep(sim.plan.ttl * 4 + Duration::from_secs(60)).await;
     // A clock that was set back keeps what the dead had, for as long as it was set back.
     let steps = sim.world.count(Wound::StepBack.name());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use distlock_checker::Check;
-use distlock_sim::{Plan, Rates, Store, Wound, run, run_plan};
+use distlock_sim::{Bug, Plan, Rates, Store, Wound, run, run_plan, run_with};
 
 #[test]
 fn the_same_seed_gives_the_same_history() {
@@ -41,6 +41,7 @@ fn plan(wounds: &[Wound]) -> Plan {
         healthy: Duration::from_secs(5),
         work: Duration::from_millis(1500),
         cohort_limit: 4,
+        bug: None,
     }
 }
 
@@ -74,5 +75,20 @@ fn what_no_lock_survives_is_shown() {
         assert!(!verdict.figures.faults.contains_key("fence_reset"), "{wound:?}: {verdict}");
         assert!(!verdict.negatives.contains_key(&Check::Stale), "{wound:?}: {verdict}");
         assert!(verdict.figures.writes.1 > 0, "{wound:?}: {verdict}");
+    }
+}
+
+#[test]
+fn bugs_are_caught() {
+    // Those that the first seeds find; `cargo xtask zoo` has them all.
+    for (bug, store, check) in [
+        (Bug::ReleaseOfAnybody, Store::Redis, Check::Exclusion),
+        (Bug::RenewedForEver, Store::Redis, Check::Leak),
+        (Bug::NoRecheck, Store::Redis, Check::Liveness),
+        (Bug::CountedTokens, Store::Redis, Check::Fence),
+        (Bug::TokenOfTheLatest, Store::Etcd, Check::Fence),
+    ] {
+        let caught = (1..=5).any(|seed| run_with(store, seed, Some(bug)).verdict.count(check) > 0);
+        assert!(caught, "{bug:?}");
     }
 }

@@ -39,6 +39,7 @@ cargo xtask COMMAND
   bench [NAME [ARGS]] run one benchmark, or all, against a server
   sim [ARGS]          simulate seeds: --seeds N, --seed FIRST, --store redis|etcd|all,
                       --history FILE
+  zoo [SEEDS]         put the bugs of other libraries into the simulation; each has to be caught
   ci                  lint, simulation, test: what CI runs
 ";
 
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: &str, args: &[String]) -> Result {
-    let takes_args = matches!(command, "bench" | "sim" | "test");
+    let takes_args = matches!(command, "bench" | "sim" | "test" | "zoo");
     if let (false, Some(arg)) = (takes_args, args.first()) {
         return Err(format!("`{command}` takes no arguments, but got `{arg}`\n\n{USAGE}").into());
     }
@@ -78,6 +79,7 @@ fn dispatch(command: &str, args: &[String]) -> Result {
         "test" => Steps::all(|steps| test::test(steps, args)),
         "tidy" => tidy::tidy(),
         "up" => updown::up(),
+        "zoo" => sim::zoo(args),
         _ => Err(format!("no such command: `{command}`\n\n{USAGE}").into()),
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::server::{Deleted, Etcd, Put, Rank};
-use crate::net::{Cut, Heard, Link};
+use crate::{
+    Bug,
+    net::{Cut, Heard, Link},
+};
 use distlock_core::{
     BackendError, Capabilities, Claim, FencingToken, Holder, Key, Lease, Mode, Occupancy, Owner,
     Renewal, Standing,
@@ -25,6 +28,7 @@ pub(crate) struct Backend(Arc<Store>);
 #[derive(Debug)]
 struct Store {
     link: Link<Etcd>,
+    bug: Option<Bug>,
     claims: Mutex<BTreeMap<Owner, Entry>>,
 }
 
@@ -38,8 +42,8 @@ struct Entry {
 }
 
 impl Backend {
-    pub(crate) fn new(link: Link<Etcd>) -> Self {
-        Self(Arc::new(Store { link, claims: Mutex::default() }))
+    pub(crate) fn new(link: Link<Etcd>, bug: Option<Bug>) -> Self {
+        Self(Arc::new(Store { link, bug, claims: Mutex::default() }))
     }
 
     /// Something came by the watch. It decides nothing: who is concerned asks.
@@ -49,7 +53,7 @@ impl Backend {
             let all = claims.values().map(|entry| &entry.claim);
             let concerned = |claim: &&Claim| match &heard {
                 Heard::Push(Deleted { key }) => claim.key().as_str() == key,
-                Heard::Lost | Heard::Resubscribed => true,
+                Heard::Lost | Heard::Resubscribed => self.0.bug != Some(Bug::CanceledWatch),
             };
             all.filter(concerned).cloned().collect()
         };
@@ -105,11 +109,23 @@ impl Store {
         let gone = Standing::Nothing { retry_in: None };
         let Some(lease) = self.lease_of(owner) else { return Ok(gone) };
         if !self.link.exchange(move |etcd| etcd.keep_alive(lease)).await? {
+            if self.bug == Some(Bug::WaiterWithoutLease) {
+                return self.first_all_the_same(claim).await;
+            }
             return Ok(gone);
         }
         let key = claim.key().as_str().to_owned();
         let rank = self.link.exchange(move |etcd| etcd.rank(&key, owner)).await?;
         Ok(rank.map_or(gone, |rank| self.stands(claim, rank)))
+    }
+
+    /// As the server's own lock: those before it are gone, and so it has the lock. Its own key is gone too.
+    async fn first_all_the_same(&self, claim: &Claim) -> Result<Standing, Cut> {
+        let key = claim.key().as_str().to_owned();
+        let (first, revision) =
+            self.link.exchange(move |etcd| (etcd.first(&key), etcd.revision())).await?;
+        let rank = Rank { revision, before: usize::from(first.is_some()), behind: 0 };
+        Ok(self.stands(claim, rank))
     }
 
     fn stands(&self, claim: &Claim, rank: Rank) -> Standing {

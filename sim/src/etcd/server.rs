@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use distlock_core::Owner;
 
-use crate::{clock::Clock, net::Server, plan::Wound};
+use crate::{Bug, clock::Clock, net::Server, plan::Wound};
 
 /// A server, or a quorum of them, like etcd.
 #[derive(Clone, Debug)]
@@ -21,6 +21,7 @@ pub(crate) struct Etcd {
     /// The highest revision ever, whatever was restored since.
     highest: u64,
     resets: Vec<String>,
+    bug: Option<Bug>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,8 +64,9 @@ pub(crate) enum Put {
 }
 
 impl Etcd {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(bug: Option<Bug>) -> Self {
         Self {
+            bug,
             clock: Clock::new(0),
             revision: 1,
             locks: BTreeMap::new(),
@@ -118,8 +120,16 @@ impl Etcd {
     pub(crate) fn rank(&self, key: &str, owner: Owner) -> Option<Rank> {
         let entries = self.locks.get(key)?;
         let before = entries.iter().position(|entry| entry.owner == owner)?;
-        let revision = entries[before].revision;
+        let mut revision = entries[before].revision;
+        if self.bug == Some(Bug::TokenOfTheLatest) {
+            revision = self.revision;
+        }
         Some(Rank { revision, before, behind: entries.len() - 1 - before })
+    }
+
+    /// The latest revision.
+    pub(crate) const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Ends a lease with its keys. Whether it had any.

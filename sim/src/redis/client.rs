@@ -16,7 +16,10 @@ use super::{
     scripts::{Answer, Asked},
     server::{Grant, Push, Redis},
 };
-use crate::net::{Cut, Heard, Link};
+use crate::{
+    Bug,
+    net::{Cut, Heard, Link},
+};
 
 const NAME: &str = "sim-redis";
 const PLACE_TTL: Duration = Duration::from_secs(15);
@@ -33,6 +36,7 @@ pub(crate) struct Backend(Arc<Store>);
 #[derive(Debug)]
 struct Store {
     link: Link<Redis>,
+    bug: Option<Bug>,
     start: Instant,
     table: Mutex<Table>,
 }
@@ -56,9 +60,9 @@ struct Place {
 }
 
 impl Backend {
-    pub(crate) fn new(link: Link<Redis>) -> Self {
+    pub(crate) fn new(link: Link<Redis>, bug: Option<Bug>) -> Self {
         let (start, table) = (Instant::now(), Mutex::default());
-        Self(Arc::new(Store { link, start, table }))
+        Self(Arc::new(Store { link, bug, start, table }))
     }
 
     /// Something came on the second connection.
@@ -123,7 +127,10 @@ impl Backend {
         };
         let claim = place.claim.clone();
         let margin = (ttl / 100).max(Duration::from_millis(5));
-        let since = place.since(server, now);
+        let since = match self.0.bug {
+            Some(Bug::DeadlineFromPush) => Some(now),
+            _ => place.since(server, now),
+        };
         match since.filter(|&since| now < since + ttl.saturating_sub(margin)) {
             Some(since) => {
                 place.held = true;

@@ -3,6 +3,7 @@
 use distlock_core::Owner;
 
 use super::server::{Grant, IDLE, Keys, PLACE_MAX, Place, Push, Redis, Value};
+use crate::Bug;
 
 /// Who asks for what.
 #[derive(Clone, Debug)]
@@ -42,8 +43,17 @@ impl Redis {
         if asked.not_after < us {
             return (Answer::Late, us);
         }
+        let before = self.keys(&asked.key).0.lock.as_ref().map(|(_, until)| *until);
         let found = self.stand(&asked.key, asked.owner, asked.place_ttl);
         let answer = match found {
+            Found::Held(grant) if self.bug == Some(Bug::AgainWithoutRefresh) => {
+                if let (Some(before), Some((_, until))) =
+                    (before, &mut self.keys(&asked.key).0.lock)
+                {
+                    *until = before;
+                }
+                Answer::Held(grant)
+            }
             Found::Held(grant) => Answer::Held(self.asked_again(asked, grant)),
             Found::Free => Answer::Held(self.grant_free(asked)),
             Found::Taken { place } => self.line_up(asked, place),
@@ -110,9 +120,15 @@ impl Redis {
 
     /// Another ttl, which may be shorter. Creates nothing.
     pub(super) fn change(&mut self, asked: &Asked) -> (Answer, i64) {
+        let bug = self.bug;
         let (keys, us) = self.keys(&asked.key);
         if asked.not_after < us {
             return (Answer::Late, us);
+        }
+        if bug == Some(Bug::ChangeCreates) && keys.lock.is_none() && !keys.has_place(asked.owner) {
+            let grant = self.write_again(asked);
+            self.harms += u64::from(self.keys(&asked.key).0.lock.is_some());
+            return (Answer::Held(grant), us);
         }
         let (ms, awaited) = (us / 1000, !keys.line.is_empty());
         if let Some((value, until)) = &mut keys.lock
@@ -133,7 +149,10 @@ impl Redis {
     }
 
     /// Extends a held lock to the ttl that stands in it. Creates nothing, shortens nothing.
-    pub(super) fn renew(&mut self, key: &str, owner: Owner) -> Option<Grant> {
+    fn extend(&mut self, key: &str, owner: Owner) -> Option<Grant> {
+        if self.bug == Some(Bug::RenewalCreates) {
+            self.create_again(key, owner);
+        }
         let (keys, us) = self.keys(key);
         let awaited = !keys.line.is_empty();
         let (value, until) = keys.lock.as_mut().filter(|(value, _)| value.owner == Some(owner))?;
@@ -141,7 +160,15 @@ impl Redis {
         Some(Grant { first: value.first, last: value.last, ttl: value.ttl, awaited })
     }
 
-    /// Gives back the lock, or the place.
+    /// Extends a held lock, and looks that nothing else came of it.
+    pub(super) fn renew(&mut self, key: &str, owner: Owner) -> Option<Grant> {
+        let before = self.keys(key).0.identity();
+        let renewed = self.extend(key, owner);
+        self.harms += u64::from(self.keys(key).0.identity() != before);
+        renewed
+    }
+
+    /// Gives back the lock, or the place, and looks that nobody else's is changed.
     pub(super) fn release(
         &mut self,
         key: &str,
@@ -150,9 +177,19 @@ impl Redis {
         used: u64,
         rest: i64,
     ) -> bool {
+        let before = self.keys(key).0.identity();
+        let released = self.give_back(key, owner, process, used, rest);
+        let others = before.filter(|(holder, _)| *holder != Some(owner));
+        self.harms += u64::from(others.is_some() && self.keys(key).0.identity() != others);
+        released
+    }
+
+    /// Gives back the lock, or the place.
+    fn give_back(&mut self, key: &str, owner: Owner, process: u32, used: u64, rest: i64) -> bool {
+        let anybody = self.bug == Some(Bug::ReleaseOfAnybody);
         let (keys, us) = self.keys(key);
         let ms = us / 1000;
-        let held = keys.lock.as_ref().filter(|(value, _)| value.owner == Some(owner));
+        let held = keys.lock.as_ref().filter(|(value, _)| anybody || value.owner == Some(owner));
         let Some((value, _)) = held.cloned() else {
             let before = keys.line.len();
             keys.line.retain(|(_, other)| *other != owner);
@@ -240,13 +277,20 @@ impl Redis {
     fn promote(&mut self, key: &str, last: Option<u64>, me: Option<Owner>) -> bool {
         loop {
             let listening = self.listening.clone();
+            let blocks = self.bug == Some(Bug::DeadHeadBlocks);
             let (keys, us) = self.keys(key);
             let ms = us / 1000;
             if keys.line.is_empty() {
                 keys.forget_places();
                 return false;
             }
-            let (_, owner) = keys.line.remove(0);
+            let (_, owner) = keys.line[0];
+            let lives = |place: &Place| listening.contains(&place.process) && ms <= place.deadline;
+            if blocks && !keys.places.get(&owner).is_some_and(lives) {
+                // It does not pass over the dead, and they never ask.
+                return true;
+            }
+            keys.line.remove(0);
             let Some(place) = keys.places.remove(&owner) else { continue };
             let alive = (ms..=ms + PLACE_MAX).contains(&place.deadline);
             let deaf = place.hears && !listening.contains(&place.process);
@@ -278,13 +322,17 @@ impl Redis {
         size: u32,
         last: Option<u64>,
     ) -> (u64, u64) {
+        let counted = self.bug == Some(Bug::CountedTokens);
         let (keys, us) = self.keys(key);
         let before = last.or(keys.fence.map(|(fence, _)| fence)).unwrap_or(0);
-        let first = u64::try_from(us).unwrap_or(0).max(before + 1);
+        let clock = if counted { 0 } else { u64::try_from(us).unwrap_or(0) };
+        let first = clock.max(before + 1);
         let last = first + u64::from(size) - 1;
         let ms = us / 1000;
         keys.fence = Some((last, ms + ttl + IDLE));
-        keys.lock = Some((Value { owner: Some(owner), process, first, last, ttl }, ms + ttl));
+        let value = Value { owner: Some(owner), process, first, last, ttl };
+        keys.before = Some(value.clone());
+        keys.lock = Some((value, ms + ttl));
         self.issued(key, first, last);
         (first, last)
     }
@@ -298,7 +346,36 @@ impl Redis {
     }
 }
 
+/// What only a bug needs.
+impl Redis {
+    /// Writes a lock that is gone as it was.
+    fn create_again(&mut self, key: &str, owner: Owner) {
+        let (keys, us) = self.keys(key);
+        let lives = keys.lock.is_some();
+        let before = keys.before.clone().filter(|value| value.owner == Some(owner));
+        if let Some(value) = before.filter(|_| !lives) {
+            let until = us / 1000 + value.ttl;
+            keys.lock = Some((value, until));
+        }
+    }
+
+    fn write_again(&mut self, asked: &Asked) -> Grant {
+        self.create_again(&asked.key, asked.owner);
+        let (keys, us) = self.keys(&asked.key);
+        let value = keys.lock.as_mut().map(|(value, until)| {
+            (value.ttl, *until) = (asked.ttl, us / 1000 + asked.ttl);
+            value.clone()
+        });
+        let (first, last) = value.map_or((0, 0), |value| (value.first, value.last));
+        Grant { first, last, ttl: asked.ttl, awaited: false }
+    }
+}
+
 impl Keys {
+    fn has_place(&self, owner: Owner) -> bool {
+        self.places.contains_key(&owner)
+    }
+
     fn rank(&self, owner: Owner) -> u32 {
         let rank = self.line.iter().position(|(_, other)| *other == owner);
         rank.and_then(|rank| u32::try_from(rank).ok()).unwrap_or(0)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use distlock_core::Owner;
 
-use crate::{clock::Clock, net::Server, plan::Wound};
+use crate::{Bug, clock::Clock, net::Server, plan::Wound};
 
 /// A place stays for no longer, in milliseconds.
 pub(super) const PLACE_MAX: i64 = 60_000;
@@ -19,9 +19,12 @@ pub(crate) struct Redis {
     pub(super) locks: BTreeMap<String, Keys>,
     pub(super) listening: BTreeSet<u32>,
     pub(super) pushes: Vec<(u32, Push)>,
+    pub(super) bug: Option<Bug>,
     /// The highest token of each key, whatever the server itself forgot.
     highest: BTreeMap<String, u64>,
     resets: Vec<String>,
+    /// How often a request changed a lock that was not its own to change.
+    pub(super) harms: u64,
 }
 
 /// The four keys of a lock.
@@ -35,6 +38,8 @@ pub(super) struct Keys {
     pub(super) places: BTreeMap<Owner, Place>,
     pub(super) arrivals: u64,
     pub(super) places_until: i64,
+    /// The latest value of the lock, which only bugs look at.
+    pub(super) before: Option<Value>,
 }
 
 /// What stands in the lock's key.
@@ -77,14 +82,16 @@ pub(crate) enum Push {
 }
 
 impl Redis {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(bug: Option<Bug>) -> Self {
         Self {
+            bug,
             clock: Clock::new(1_700_000_000_000_000),
             locks: BTreeMap::new(),
             listening: BTreeSet::new(),
             pushes: Vec::new(),
             highest: BTreeMap::new(),
             resets: Vec::new(),
+            harms: 0,
         }
     }
 
@@ -106,8 +113,10 @@ impl Redis {
 
     /// The judge is to know when a token may not be above all before it.
     pub(super) fn issued(&mut self, key: &str, first: u64, last: u64) {
+        let us = u64::try_from(self.clock.micros()).unwrap_or(0);
         let highest = self.highest.entry(key.to_owned()).or_default();
-        if first <= *highest {
+        // What a clock that is behind makes it repeat is not promised; what it repeats by itself is a bug.
+        if first <= *highest && us <= *highest {
             self.resets.push(key.to_owned());
         }
         *highest = (*highest).max(last);
@@ -128,6 +137,11 @@ impl Redis {
 }
 
 impl Keys {
+    /// Whose lock it is, and which of the grants.
+    pub(super) fn identity(&self) -> Option<(Option<Owner>, u64)> {
+        self.lock.as_ref().map(|(value, _)| (value.owner, value.first))
+    }
+
     pub(super) fn forget_places(&mut self) {
         self.places.clear();
         self.arrivals = 0;
@@ -192,6 +206,6 @@ impl Server for Redis {
             locks += u64::from(keys.lock.is_some());
             places += keys.line.len().max(keys.places.len()) as u64;
         }
-        vec![("locks", locks), ("places", places)]
+        vec![("locks", locks), ("places", places), ("harmed locks", self.harms)]
     }
 }
