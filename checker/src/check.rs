@@ -31,7 +31,7 @@ pub fn judge(history: &mut History, rules: &Rules) -> Verdict {
     judge.count();
     judge.holds();
     judge.writes();
-    judge.beliefs();
+    judge.beliefs(rules.exact);
     judge.leaks(rules);
     judge.liveness(rules);
     judge.vacuity(rules);
@@ -279,13 +279,14 @@ impl Judge<'_> {
         }
     }
 
-    fn beliefs(&mut self) {
+    fn beliefs(&mut self, exact: bool) {
         for belief in &self.scan.beliefs {
             let tolerance = match belief.what {
                 "was believed in" | "was granted" => 0,
                 _ => self.tolerance,
             };
-            if self.scan.ran(belief.p, belief.d, belief.t, tolerance)
+            if (exact && tolerance == 0)
+                || self.scan.ran(belief.p, belief.d, belief.t, tolerance)
                 || (tolerance == 0 && !self.scan.stalled(belief.p, belief.d, belief.t))
             {
                 let late = Duration::from_nanos(belief.t - belief.d);

@@ -8,6 +8,9 @@ use std::time::Duration;
 pub struct Rules {
     /// So much later than the deadline a running process may be told of the loss.
     pub tolerance: Duration,
+    /// A guard is asked and written down in the same moment, so that nothing excuses one that is believed in after its deadline. Not so where a process
+    /// may be stopped in between.
+    pub exact: bool,
     /// So long after the heal, or its own start, an acquisition may take. None: not judged.
     pub bound: Option<Duration>,
     /// Faults after which the store may give a lock to a second holder: what they explain is counted, and is no violation.
@@ -32,6 +35,7 @@ impl Default for Rules {
     fn default() -> Self {
         Self {
             tolerance: Duration::from_millis(10),
+            exact: false,
             bound: None,
             excuses: Vec::new(),
             reach: Duration::ZERO,

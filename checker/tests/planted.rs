@@ -219,6 +219,15 @@ fn a_guard_that_is_believed_in_after_its_deadline_is_found() {
         event.d = event.d.map(|_| 230 * MS);
     });
     finds(&events, &[(Check::Late, 1)]);
+    // Stopped between the look and the writing; not so where these are one.
+    let mut events = clean();
+    events.push(event(250, 3, Kind::Step).deadline(240 * MS));
+    events.push(Event::new(239 * MS, Kind::Stall).of(3, 0));
+    events.push(Event::new(250 * MS, Kind::Resume).of(3, 0));
+    finds(&events, &[]);
+    let mut rules = rules();
+    rules.exact = true;
+    assert_eq!(verdict(&events, &rules).count(Check::Late), 1);
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Rates {
     pub double_push: f64,
     /// The longest delay, in milliseconds.
     pub longest: u64,
+    /// How long every request and every reply may take at any rate, in milliseconds.
+    pub usual: u64,
 }
 
 /// What befalls a process, or the server, from time to time.
@@ -175,6 +177,7 @@ impl Plan {
             delay_push: 4.0 * rate(dice),
             double_push: 4.0 * rate(dice),
             longest: ttl * 5 / 2,
+            usual: if dice.chance(0.7) { 3 } else { 3 + dice.below(ttl / 10) },
         };
         let mut wounds = Vec::new();
         let mut some = |from: &[Wound], share: f64, dice: &mut Dice| {

@@ -75,7 +75,7 @@ impl<S: Kit> Worker<S> {
             mutex = mutex.retry(retry.jitter().limit(limit));
         }
         match world.below(12) {
-            0 => mutex.no_renewal(),
+            0 | 4 => mutex.no_renewal(),
             1 => mutex.max_hold(ttl * 2),
             2 => mutex.metadata("other"),
             3 => mutex.ttl(ttl * 2),

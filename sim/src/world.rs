@@ -111,6 +111,7 @@ impl World {
             refuse,
             cut,
             longest,
+            usual,
             ..
         } = self.rates();
         let happens = |rate: f64, name: &str| {
@@ -123,7 +124,7 @@ impl World {
         let slow = |late: bool| match late {
             // Most are late by little, some by much more than a ttl.
             true => self.between(1, longest >> self.below(4)),
-            false => self.between(0, 3),
+            false => self.between(0, usual.max(3)),
         };
         let request = !happens(lose_request, "request_lost");
         let reply = !happens(lose_reply, "reply_lost");
