@@ -8,6 +8,7 @@ mod lint;
 mod manifest;
 mod run;
 mod servers;
+mod sim;
 mod test;
 mod tidy;
 mod tree;
@@ -36,7 +37,10 @@ cargo xtask COMMAND
   lint                formatting, clippy, rustdoc, tidy, dependency rules
   tidy                the rules of the house that no other tool knows
   bench [NAME [ARGS]] run one benchmark, or all, against a server
-  ci                  lint, then test: what CI runs
+  sim [ARGS]          simulate seeds: --seeds N, --seed FIRST, --store redis|etcd|all,
+                      --history FILE
+  zoo [SEEDS]         put the bugs of other libraries into the simulation; each has to be caught
+  ci                  lint, simulation, test: what CI runs
 ";
 
 fn main() -> ExitCode {
@@ -53,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: &str, args: &[String]) -> Result {
-    let takes_args = matches!(command, "bench" | "test");
+    let takes_args = matches!(command, "bench" | "sim" | "test" | "zoo");
     if let (false, Some(arg)) = (takes_args, args.first()) {
         return Err(format!("`{command}` takes no arguments, but got `{arg}`\n\n{USAGE}").into());
     }
@@ -61,6 +65,8 @@ fn dispatch(command: &str, args: &[String]) -> Result {
         "bench" => bench::bench(args),
         "ci" => Steps::all(|steps| {
             lint::lint(steps)?;
+            // Before the tests: it is quick, and tells more.
+            sim::seeds(steps)?;
             test::test(steps, &[])
         }),
         "down" => updown::down(),
@@ -69,9 +75,11 @@ fn dispatch(command: &str, args: &[String]) -> Result {
             Ok(())
         }
         "lint" => Steps::all(lint::lint),
+        "sim" => sim::sim(args),
         "test" => Steps::all(|steps| test::test(steps, args)),
         "tidy" => tidy::tidy(),
         "up" => updown::up(),
+        "zoo" => sim::zoo(args),
         _ => Err(format!("no such command: `{command}`\n\n{USAGE}").into()),
     }
 }

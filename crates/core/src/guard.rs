@@ -179,6 +179,7 @@ impl Guard {
                 return Err(error.into());
             };
             tokio::select! {
+                biased;
                 reason = self.lost() => return Err(self.held.lost(reason)),
                 () = time::sleep(delay) => {}
             }

@@ -216,7 +216,10 @@ impl Keeper {
             table.running = true;
             // A runtime that has ended drops the task at once, which then looks into the table.
             drop(table);
-            handle.spawn(tend(Running { shared: Arc::clone(&self.0), ended: false }));
+            let task = tend(Running { shared: Arc::clone(&self.0), ended: false });
+            #[cfg(feature = "_simulation")]
+            let task = crate::simulation::inherit(task);
+            handle.spawn(task);
         }
     }
 

@@ -13,6 +13,7 @@ mod claim;
 mod client;
 mod closing;
 mod contender;
+mod entropy;
 mod error;
 mod fence;
 mod guard;
@@ -28,6 +29,9 @@ mod observer;
 mod owner;
 mod patience;
 mod retry;
+#[cfg(feature = "_simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod tenure;
 
 #[cfg(feature = "tracing")]

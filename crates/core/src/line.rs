@@ -152,7 +152,10 @@ impl Lines {
         let waiters: Vec<_> = {
             let mut table = self.table();
             table.closed = true;
-            table.lines.values_mut().flat_map(|line| std::mem::take(&mut line.waiters)).collect()
+            let mut lines: Vec<_> = table.lines.iter_mut().collect();
+            // Who is woken first must not depend on how a table is laid out.
+            lines.sort_unstable_by_key(|(key, _)| *key);
+            lines.into_iter().flat_map(|(_, line)| std::mem::take(&mut line.waiters)).collect()
         };
         drop(waiters);
     }

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::{BackendError, Error};
+use crate::{BackendError, Error, entropy};
 
 /// Who holds, or waits for, a lock: 128 bits from the operating system's secure random source, new for each acquisition at the store.
 ///
@@ -90,7 +90,7 @@ impl OwnerPool {
 }
 
 fn fill(bytes: &mut [u8]) -> Result<(), Error> {
-    getrandom::fill(bytes)
+    entropy::fill(bytes)
         .map_err(|error| BackendError::permanent("random", error.to_string()).into())
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, iter, sync::Arc, time::Duration};
 
+use crate::entropy;
+
 /// A recipe for delays between attempts. Every `lock()` starts it anew, so sharing one is safe.
 ///
 /// With a store that pushes, the store says when it is our turn and the strategy says how long we wait: as long as its delays last. Any `Fn() -> impl IntoIterator<Item = Duration>`
@@ -146,7 +148,7 @@ pub(crate) fn polling() -> impl RetryStrategy {
 
 /// Somewhere between two durations; the upper one where the operating system gives no random number.
 pub(crate) fn random_between(low: Duration, high: Duration) -> Duration {
-    let Ok(random) = getrandom::u32() else { return high };
+    let Some(random) = entropy::number() else { return high };
     let span = high.saturating_sub(low).as_secs_f64() * f64::from(random) / f64::from(u32::MAX);
     Duration::try_from_secs_f64(span).map_or(high, |span| low.saturating_add(span).min(high))
 }

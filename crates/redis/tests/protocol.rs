@@ -58,6 +58,30 @@ async fn the_value_reads_as_documented() {
 }
 
 #[tokio::test]
+async fn a_release_does_not_take_back_the_token_of_a_later_grant() {
+    for waits in [false, true] {
+        let server = server();
+        let (client, other) = (client(&server).await, common::client(&server).await);
+        let guard = client.mutex("k").lock().await.unwrap();
+        let waiter = if waits { Some(wait_in_line(&other, &server).await) } else { None };
+        // A second request of the same owner came late, long after the first grant was given back. The clock is behind the counter.
+        let mut parts = value(&server);
+        let later = (parts[3].parse::<u64>().unwrap() + 3_600_000_000).to_string();
+        (parts[3], parts[4]) = (later.clone(), later.clone());
+        command(&server, &["SET", "k", &parts.join(":"), "PX", "30000"]);
+        command(&server, &["SET", FENCE, &later]);
+        guard.release().await.unwrap();
+        match waiter {
+            None => assert_eq!(command(&server, &["GET", FENCE]), later),
+            Some(waiter) => {
+                let next = soon(waiter).await.unwrap().fencing_token().as_u64();
+                assert_eq!(next, later.parse::<u64>().unwrap() + 1);
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn dead_places_are_passed_over_however_many_there_are() {
     let server = server();
     let client = client(&server).await;

@@ -10,8 +10,9 @@ local mine = v and string.sub(v, 1, 37) == 'dl1:' .. owner .. ':'
 if mine and ARGV[4] == '0' and call('EXISTS', Q) == 0 then
   -- The common case, before any function is defined.
   call('DEL', L)
-  local holder, z = string.sub(v, 38, 69), string.match(v, '^%d+:(%d+):', 71)
-  if used == '0' then used = z end
+  local holder, a, z = string.sub(v, 38, 69), string.match(v, '^(%d+):(%d+):', 71)
+  -- A token of an earlier grant says nothing of this one: an acquisition that came late was granted anew.
+  if used + 0 < a + 0 then used = z end
   -- The rest of a block goes back, or the counter outruns the clock.
   if used ~= z or ARGV[6] == '1' then call('SET', F, used, 'PX', 3600000) end
   if holder ~= process then redis.pcall('PUBLISH', '__distlock:c:' .. holder, 'l:' .. owner) end
@@ -32,8 +33,8 @@ if not mine then
   if not v and promote(L, F, Q, H, nil, '', exact) == 'more' then gone = gone + 2 end
   return gone
 end
-local holder, _, z = parse(v)
-if used == '0' then used = z end
+local holder, a, z = parse(v)
+if used + 0 < a + 0 then used = z end
 local rest = tonumber(ARGV[4])
 if rest > 0 then
   -- A mark in the owner's place, which no late renewal fits. PEXPIRE is not refused by a full memory, and then SET is not either.

@@ -1,0 +1,373 @@
+//! The checks. Each sorts and looks once at each: O(n log n).
+
+use std::{collections::HashMap, ops::Range, time::Duration};
+
+use crate::{
+    Check, History, Opinion, Rules, Verdict,
+    session::{Scan, Session},
+    wgl::linearizable,
+};
+
+/// So many holds before and behind a violation go to the second judge.
+const WINDOW: usize = 8;
+
+/// So many windows go to it.
+const WINDOWS: u64 = 50;
+
+/// Judges a history.
+#[must_use]
+pub fn judge(history: &mut History, rules: &Rules) -> Verdict {
+    history.sort();
+    let mut verdict = Verdict::default();
+    let scan = Scan::of(history, &mut verdict);
+    let mut judge = Judge {
+        faults: Faults::new(history, &scan, &rules.excuses, nanos(rules.reach)),
+        fence_faults: Faults::new(history, &scan, &rules.fence_excuses, nanos(rules.reach)),
+        tolerance: nanos(rules.tolerance),
+        history,
+        scan: &scan,
+        verdict,
+    };
+    judge.count();
+    judge.holds();
+    judge.writes();
+    judge.beliefs(rules.exact);
+    judge.leaks(rules);
+    judge.liveness(rules);
+    judge.vacuity(rules);
+    judge.verdict
+}
+
+struct Judge<'a> {
+    history: &'a History,
+    scan: &'a Scan,
+    faults: Faults,
+    fence_faults: Faults,
+    tolerance: u64,
+    verdict: Verdict,
+}
+
+/// When faults happened that explain something: by key, and for all keys.
+struct Faults {
+    times: HashMap<u32, Vec<u64>>,
+    reach: u64,
+}
+
+impl Faults {
+    fn new(history: &History, scan: &Scan, names: &[String], reach: u64) -> Self {
+        let excuses: Vec<bool> = (0..history.names())
+            .map(|name| names.iter().any(|excuse| excuse == history.name(name as u32)))
+            .collect();
+        let mut times: HashMap<u32, Vec<u64>> = HashMap::new();
+        for &(t, key, _) in scan.faults.iter().filter(|(.., name)| excuses[*name as usize]) {
+            times.entry(key).or_default().push(t);
+        }
+        Self { times, reach }
+    }
+
+    /// Whether one befell the key, or all keys, between the two, or so shortly before that some guard could not know yet.
+    fn explain(&self, key: u32, from: u64, to: u64) -> bool {
+        let from = from.saturating_sub(self.reach);
+        [0, key].iter().filter_map(|key| self.times.get(key)).any(|times| {
+            let first = times.partition_point(|t| *t < from);
+            times.get(first).is_some_and(|t| *t <= to)
+        })
+    }
+}
+
+impl Judge<'_> {
+    fn count(&mut self) {
+        let figures = &mut self.verdict.figures;
+        figures.events = self.history.len() as u64;
+        figures.operations = self.scan.acquires.len() as u64;
+        figures.grants = self.scan.sessions.len() as u64;
+        figures.losses = self.scan.losses;
+        for (.., name) in &self.scan.faults {
+            *figures.faults.entry(self.history.name(*name).to_owned()).or_default() += 1;
+        }
+        let stalls = self.scan.stalls.values().map(|stalls| stalls.len() as u64).sum::<u64>();
+        if stalls > 0 {
+            figures.faults.insert("stall".to_owned(), stalls);
+        }
+        let first = self.history.entries.first().map_or(0, |entry| entry.t);
+        figures.span = Duration::from_nanos(self.scan.last - first);
+    }
+
+    fn report(&mut self, check: Check, explained: bool, t: u64, key: u32, text: String) {
+        if explained {
+            self.verdict.negative(check);
+        } else {
+            self.verdict.violation(check, t, self.history.name(key), text);
+        }
+    }
+
+    /// Exclusion, work and fences, key by key.
+    fn holds(&mut self) {
+        let sessions = &self.scan.sessions;
+        let mut order: Vec<u32> = (0..sessions.len() as u32).collect();
+        order.sort_by_key(|&index| {
+            let session = &sessions[index as usize];
+            (session.k, session.start, index)
+        });
+        let mut from = 0;
+        while from < order.len() {
+            let key = sessions[order[from] as usize].k;
+            let of_key = |index: &u32| sessions[*index as usize].k == key;
+            let to = from + order[from..].iter().take_while(|index| of_key(index)).count();
+            let of_key: Vec<Session> =
+                order[from..to].iter().map(|index| sessions[*index as usize]).collect();
+            self.exclusion(&of_key);
+            self.work(&of_key);
+            self.fences(&of_key);
+            from = to;
+        }
+    }
+
+    /// `sessions`: of one key, by their start.
+    fn exclusion(&mut self, sessions: &[Session]) {
+        let mut front: Option<&Session> = None;
+        for (index, session) in sessions.iter().enumerate() {
+            let Some(before) = front else {
+                front = Some(session);
+                continue;
+            };
+            if session.invoke < before.end {
+                self.verdict.figures.contended += 1;
+            }
+            if session.start < before.end && session.start < session.end {
+                let from = before.invoke.min(session.invoke);
+                let explained = self.faults.explain(session.k, from, session.start);
+                if !explained {
+                    self.ask_again(sessions, index);
+                }
+                let text = format!(
+                    "{} while {} holds it until {:.6} s",
+                    who(session),
+                    who(before),
+                    seconds(before.end)
+                );
+                self.report(Check::Exclusion, explained, session.start, session.k, text);
+            }
+            if before.end < session.end {
+                front = Some(session);
+            }
+        }
+    }
+
+    fn ask_again(&mut self, sessions: &[Session], index: usize) {
+        let (agrees, differs) = &mut self.verdict.second_opinion;
+        if *agrees + *differs == WINDOWS {
+            return;
+        }
+        // Back to the one that it overlaps, which need not be its neighbour.
+        let start = sessions[index].start;
+        let first = sessions[..index].iter().position(|before| start < before.end).unwrap_or(0);
+        let range: Range<usize> = first.max(index.saturating_sub(WINDOW))..index + 1;
+        let mut holds: Vec<_> = sessions[range].iter().map(hold).collect();
+        holds.push(hold(&sessions[first]));
+        if first >= index.saturating_sub(WINDOW) {
+            holds.pop();
+        }
+        match linearizable(&holds) {
+            Opinion::Impossible => *agrees += 1,
+            Opinion::Possible | Opinion::TooLarge => *differs += 1,
+        }
+    }
+
+    fn work(&mut self, sessions: &[Session]) {
+        let mut works: Vec<(u64, u64, &Session)> = sessions
+            .iter()
+            .filter_map(|session| session.work.map(|(enter, exit)| (enter, exit, session)))
+            .collect();
+        works.sort_by_key(|(enter, ..)| *enter);
+        let mut front: Option<(u64, &Session)> = None;
+        for (enter, exit, session) in works {
+            if let Some((until, before)) = front
+                && enter < until
+                && enter < exit
+            {
+                let from = before.start.min(session.start);
+                let paused = [before.p, session.p];
+                if paused.iter().any(|p| self.scan.stalled(*p, from, enter)) {
+                    self.verdict.figures.paused_overlaps += 1;
+                } else {
+                    let from = before.invoke.min(session.invoke);
+                    let explained = self.faults.explain(session.k, from, enter);
+                    let text = format!("{} works while {} does", who(session), who(before));
+                    self.report(Check::Work, explained, enter, session.k, text);
+                }
+            }
+            if front.is_none_or(|(until, _)| until < exit) {
+                front = Some((exit, session));
+            }
+        }
+    }
+
+    fn fences(&mut self, sessions: &[Session]) {
+        // Of two at the same moment, the one that was written first was first.
+        let mut by_end: Vec<usize> = (0..sessions.len()).collect();
+        by_end.sort_by_key(|&index| (sessions[index].end, index));
+        let mut ended = by_end.into_iter().peekable();
+        let mut highest: Option<&Session> = None;
+        for (index, session) in sessions.iter().enumerate() {
+            let is_over =
+                |before: &usize| (sessions[*before].end, *before) < (session.start, index);
+            while let Some(before) = ended.next_if(is_over) {
+                let before = &sessions[before];
+                if highest.is_none_or(|high| high.fence < before.fence) {
+                    highest = Some(before);
+                }
+            }
+            let Some(before) = highest else { continue };
+            if session.fence.is_some() && session.fence < before.fence {
+                let explained = self.is_token_explained(before, session);
+                let text = format!("{} after {}", who(session), who(before));
+                self.report(Check::Fence, explained, session.start, session.k, text);
+                if explained {
+                    // The store counts from here now.
+                    highest = Some(session);
+                }
+            }
+        }
+        let mut by_fence: Vec<&Session> =
+            sessions.iter().filter(|session| session.fence.is_some()).collect();
+        by_fence.sort_by_key(|session| (session.fence, session.start));
+        for pair in by_fence.windows(2) {
+            if pair[0].fence == pair[1].fence {
+                let from = pair[0].invoke.min(pair[1].invoke);
+                let explained = self.fence_faults.explain(pair[1].k, from, pair[1].start);
+                let text = format!("{} has the token of {}", who(pair[1]), who(pair[0]));
+                self.report(Check::Fence, explained, pair[1].start, pair[1].k, text);
+            }
+        }
+    }
+
+    /// Whether the later one may have the lower token: it was granted before, and heard of it after the lock had been taken from it; or the store
+    /// lost its count.
+    fn is_token_explained(&self, before: &Session, after: &Session) -> bool {
+        self.faults.explain(after.k, after.invoke, after.start)
+            || self.fence_faults.explain(after.k, before.invoke, after.start)
+    }
+
+    /// Writes of those whom a later holder had followed, and who had written.
+    fn writes(&mut self) {
+        let scan = self.scan;
+        let mut latest: HashMap<(u32, bool), usize> = HashMap::new();
+        for write in &scan.writes {
+            let figures = &mut self.verdict.figures;
+            let session = &scan.sessions[write.session];
+            if !write.open {
+                figures.writes.0 += u64::from(write.accepted);
+                figures.writes.1 += u64::from(!write.accepted);
+            }
+            if !write.accepted {
+                continue;
+            }
+            let newest = latest.entry((session.k, write.open)).or_insert(write.session);
+            let other = &scan.sessions[*newest];
+            if (session.end, write.session) < (other.start, *newest) {
+                if write.open {
+                    figures.open_stale += 1;
+                } else {
+                    let explained = self.is_token_explained(session, other);
+                    let text = format!("{} wrote after {} had", who(session), who(other));
+                    self.report(Check::Stale, explained, write.t, session.k, text);
+                }
+            } else if other.start <= session.start {
+                *newest = write.session;
+            }
+        }
+    }
+
+    fn beliefs(&mut self, exact: bool) {
+        for belief in &self.scan.beliefs {
+            let tolerance = match belief.what {
+                "was believed in" | "was granted" => 0,
+                _ => self.tolerance,
+            };
+            if (exact && tolerance == 0)
+                || self.scan.ran(belief.p, belief.d, belief.t, tolerance)
+                || (tolerance == 0 && !self.scan.stalled(belief.p, belief.d, belief.t))
+            {
+                let late = Duration::from_nanos(belief.t - belief.d);
+                let text = format!("a guard of process {} {} {late:?} late", belief.p, belief.what);
+                self.report(Check::Late, false, belief.t, belief.k, text);
+            }
+        }
+    }
+
+    fn leaks(&mut self, rules: &Rules) {
+        for &(t, name, count) in &self.scan.left {
+            if count > 0 {
+                let text = format!("{count} {} are left", self.history.name(name));
+                self.report(Check::Leak, false, t, 0, text);
+            }
+        }
+        if rules.leaks_looked_for && self.scan.left.is_empty() {
+            let text = "nobody looked for what is left".to_owned();
+            self.report(Check::Vacuity, false, self.scan.last, 0, text);
+        }
+    }
+
+    fn liveness(&mut self, rules: &Rules) {
+        let Some(bound) = rules.bound else { return };
+        let Some(heal) = self.scan.heal else {
+            let text = "the faults never end".to_owned();
+            return self.report(Check::Vacuity, false, self.scan.last, 0, text);
+        };
+        let mut longest = 0;
+        for acquire in &self.scan.acquires {
+            if acquire.dead || acquire.done.is_some_and(|done| done < heal) {
+                continue;
+            }
+            let since = acquire.invoke.max(heal);
+            let wait = acquire.done.unwrap_or(self.scan.last) - since;
+            longest = longest.max(wait);
+            let problem = match acquire.done {
+                None => "still waits at the end of the history",
+                Some(_) if nanos(bound) < wait => "waited for too long",
+                Some(_) => continue,
+            };
+            let text = format!("who asked at {:.6} s {problem}", seconds(acquire.invoke));
+            self.report(Check::Liveness, false, since + wait, acquire.k, text);
+        }
+        self.verdict.figures.longest_wait = Duration::from_nanos(longest);
+    }
+
+    fn vacuity(&mut self, rules: &Rules) {
+        let figures = &self.verdict.figures;
+        let mut wanted = vec![
+            ("grants".to_owned(), figures.grants, rules.grants),
+            ("contended grants".to_owned(), figures.contended, rules.contended),
+            ("losses".to_owned(), figures.losses, rules.losses),
+        ];
+        for (name, least) in &rules.faults {
+            let count = figures.faults.get(name).copied().unwrap_or(0);
+            wanted.push((format!("faults `{name}`"), count, *least));
+        }
+        for (what, count, least) in wanted {
+            if count < least {
+                let text = format!("{count} {what}, {least} are wanted");
+                self.report(Check::Vacuity, false, self.scan.last, 0, text);
+            }
+        }
+    }
+}
+
+fn hold(session: &Session) -> [u64; 4] {
+    [session.invoke, session.start, session.end, session.back.max(session.end)]
+}
+
+fn who(session: &Session) -> String {
+    let Session { p, c, start, fence, .. } = session;
+    let token = fence.map_or_else(String::new, |fence| format!(" with token {fence}"));
+    format!("{p}/{c} (granted at {:.6} s{token})", seconds(*start))
+}
+
+fn seconds(t: u64) -> f64 {
+    t as f64 / 1e9
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,59 @@
+//! What a history has to keep to.
+
+use std::time::Duration;
+
+/// What a history has to keep to. The default asks for nothing that the history does not speak of.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Rules {
+    /// So much later than the deadline a running process may be told of the loss.
+    pub tolerance: Duration,
+    /// A guard is asked and written down in the same moment, so that nothing excuses one that is believed in after its deadline. Not so where a process
+    /// may be stopped in between.
+    pub exact: bool,
+    /// So long after the heal, or its own start, an acquisition may take. None: not judged.
+    pub bound: Option<Duration>,
+    /// Faults after which the store may give a lock to a second holder: what they explain is counted, and is no violation.
+    pub excuses: Vec<String>,
+    /// So long after such a fault a guard may believe what the fault made false: the longest ttl.
+    pub reach: Duration,
+    /// Faults after which the store may repeat tokens.
+    pub fence_excuses: Vec<String>,
+    /// So many grants there must be.
+    pub grants: u64,
+    /// So many of them to somebody who had to wait for somebody else.
+    pub contended: u64,
+    /// So many losses.
+    pub losses: u64,
+    /// So many faults of each of these names.
+    pub faults: Vec<(String, u64)>,
+    /// The history must say what is left at its end.
+    pub leaks_looked_for: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            tolerance: Duration::from_millis(10),
+            exact: false,
+            bound: None,
+            excuses: Vec::new(),
+            reach: Duration::ZERO,
+            fence_excuses: Vec::new(),
+            grants: 1,
+            contended: 0,
+            losses: 0,
+            faults: Vec::new(),
+            leaks_looked_for: false,
+        }
+    }
+}
+
+impl Rules {
+    /// Faults that no lock on one server, or on a store that is set back to an older state, can survive.
+    #[must_use]
+    pub fn excusing<S: Into<String>>(mut self, faults: impl IntoIterator<Item = S>) -> Self {
+        self.excuses.extend(faults.into_iter().map(Into::into));
+        self
+    }
+}

@@ -1,0 +1,237 @@
+//! The server: keys in the order of their revisions, each under a lease, and events for those who watch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use distlock_core::Owner;
+
+use crate::{Bug, clock::Clock, net::Server, plan::Wound};
+
+/// A server, or a quorum of them, like etcd.
+#[derive(Clone, Debug)]
+pub(crate) struct Etcd {
+    /// Nobody can set it: time counts from the start.
+    clock: Clock,
+    revision: u64,
+    /// The keys of each lock, by revision.
+    locks: BTreeMap<String, Vec<Entry>>,
+    leases: BTreeMap<u64, Lease>,
+    last_lease: u64,
+    watching: BTreeSet<u32>,
+    events: Vec<(u32, Deleted)>,
+    /// The highest revision ever, whatever was restored since.
+    highest: u64,
+    resets: Vec<String>,
+    bug: Option<Bug>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    revision: u64,
+    owner: Owner,
+    lease: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    /// In microseconds.
+    ttl: i64,
+    until: i64,
+}
+
+/// A key of this lock is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Deleted {
+    pub(crate) key: String,
+}
+
+/// Where the key of an owner stands among those of its lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rank {
+    pub(crate) revision: u64,
+    /// How many are before it, and how many behind.
+    pub(crate) before: usize,
+    pub(crate) behind: usize,
+}
+
+/// What came of a transaction that puts a key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Put {
+    Stands(Rank),
+    /// There are others, and it was to be put only if there are none.
+    Taken,
+    /// Its lease is gone.
+    NoLease,
+}
+
+impl Etcd {
+    pub(crate) fn new(bug: Option<Bug>) -> Self {
+        Self {
+            bug,
+            clock: Clock::new(0),
+            revision: 1,
+            locks: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            last_lease: 0,
+            watching: BTreeSet::new(),
+            events: Vec::new(),
+            highest: 0,
+            resets: Vec::new(),
+        }
+    }
+
+    pub(crate) fn grant_lease(&mut self, ttl: i64) -> u64 {
+        self.last_lease += 1;
+        let until = self.clock.micros() + ttl;
+        self.leases.insert(self.last_lease, Lease { ttl, until });
+        self.last_lease
+    }
+
+    /// Whether it is alive, and so for another ttl.
+    pub(crate) fn keep_alive(&mut self, lease: u64) -> bool {
+        let now = self.clock.micros();
+        let Some(lease) = self.leases.get_mut(&lease) else { return false };
+        lease.until = now + lease.ttl;
+        true
+    }
+
+    /// Puts a key for the owner if there is none; where it stands then.
+    pub(crate) fn put(&mut self, key: &str, owner: Owner, lease: u64, only_if_free: bool) -> Put {
+        if let Some(rank) = self.rank(key, owner) {
+            return Put::Stands(rank);
+        }
+        if !self.leases.contains_key(&lease) {
+            return Put::NoLease;
+        }
+        let entries = self.locks.entry(key.to_owned()).or_default();
+        if only_if_free && !entries.is_empty() {
+            return Put::Taken;
+        }
+        self.revision += 1;
+        let revision = self.revision;
+        entries.push(Entry { revision, owner, lease });
+        if revision <= self.highest {
+            self.resets.push(key.to_owned());
+        }
+        self.highest = self.highest.max(revision);
+        let before = entries.len() - 1;
+        Put::Stands(Rank { revision, before, behind: 0 })
+    }
+
+    pub(crate) fn rank(&self, key: &str, owner: Owner) -> Option<Rank> {
+        let entries = self.locks.get(key)?;
+        let before = entries.iter().position(|entry| entry.owner == owner)?;
+        let mut revision = entries[before].revision;
+        if self.bug == Some(Bug::TokenOfTheLatest) {
+            revision = self.revision;
+        }
+        Some(Rank { revision, before, behind: entries.len() - 1 - before })
+    }
+
+    /// The latest revision.
+    pub(crate) const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Ends a lease with its keys. Whether it had any.
+    pub(crate) fn revoke(&mut self, lease: u64) -> bool {
+        self.leases.remove(&lease);
+        self.delete(|_, entry| entry.lease == lease)
+    }
+
+    /// Deletes the key of this owner.
+    pub(crate) fn delete_owner(&mut self, key: &str, owner: Owner) -> bool {
+        self.delete(|of, entry| of == key && entry.owner == owner)
+    }
+
+    /// Who is first, and how many are behind it.
+    pub(crate) fn first(&self, key: &str) -> Option<(Owner, u64, usize)> {
+        let entries = self.locks.get(key)?;
+        let first = entries.first()?;
+        Some((first.owner, first.revision, entries.len() - 1))
+    }
+
+    fn delete(&mut self, which: impl Fn(&str, &Entry) -> bool) -> bool {
+        let mut gone = Vec::new();
+        self.locks.retain(|key, entries| {
+            let before = entries.len();
+            entries.retain(|entry| !which(key, entry));
+            if entries.len() < before {
+                gone.push(key.clone());
+            }
+            !entries.is_empty()
+        });
+        for key in &gone {
+            for process in &self.watching {
+                self.events.push((*process, Deleted { key: key.clone() }));
+            }
+        }
+        !gone.is_empty()
+    }
+
+    /// A new leader gives every lease its full ttl again.
+    fn restore_ttls(&mut self) {
+        let now = self.clock.micros();
+        for lease in self.leases.values_mut() {
+            lease.until = now + lease.ttl;
+        }
+    }
+}
+
+impl Server for Etcd {
+    type Push = Deleted;
+
+    fn pushes(&mut self) -> Vec<(u32, Deleted)> {
+        std::mem::take(&mut self.events)
+    }
+
+    fn resets(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.resets)
+    }
+
+    fn listens(&mut self, process: u32, listens: bool) {
+        if listens {
+            self.watching.insert(process);
+        } else {
+            self.watching.remove(&process);
+        }
+    }
+
+    fn suffer(&mut self, wound: Wound, key: &str, amount: u64) -> bool {
+        match wound {
+            Wound::Restart => self.restore_ttls(),
+            Wound::Drift => self.clock.drift((amount % 18_001) as i64 - 9_000),
+            Wound::DataLoss => {
+                self.locks.clear();
+                self.leases.clear();
+                self.revision = 1;
+            }
+            Wound::Deletion | Wound::ForceRelease => {
+                let Some((owner, ..)) = self.first(key) else { return false };
+                return self.delete_owner(key, owner);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// An older snapshot is restored.
+    fn replace(&mut self, by: Self) {
+        (self.locks, self.leases) = (by.locks, by.leases);
+        self.revision = by.revision;
+        self.restore_ttls();
+    }
+
+    fn tick(&mut self) {
+        let now = self.clock.micros();
+        let expired = self.leases.iter().filter(|(_, lease)| lease.until < now);
+        let expired: Vec<u64> = expired.map(|(lease, _)| *lease).collect();
+        for lease in expired {
+            self.revoke(lease);
+        }
+    }
+
+    fn left(&mut self) -> Vec<(&'static str, u64)> {
+        let keys = self.locks.values().map(Vec::len).sum::<usize>() as u64;
+        vec![("locks", keys), ("leases", self.leases.len() as u64)]
+    }
+}

@@ -1,0 +1,95 @@
+//! A seed is a run, to the byte; and runs in which the machinery is wrong are found.
+
+use std::time::Duration;
+
+use distlock_checker::Check;
+use distlock_sim::{Bug, Plan, Rates, Store, Wound, run, run_plan, run_with};
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for store in Store::ALL {
+        for seed in [1, 2, 3] {
+            let digest = |seed| run(store, seed).history.digest();
+            assert_eq!(digest(seed), digest(seed), "{store:?}, seed {seed}");
+            assert_ne!(digest(seed), digest(seed + 1));
+        }
+    }
+}
+
+#[test]
+fn seeds_are_clean() {
+    for store in Store::ALL {
+        for seed in 1..=6 {
+            let verdict = run(store, seed).verdict;
+            assert!(verdict.is_clean(), "{store:?}, seed {seed}: {verdict}");
+        }
+    }
+}
+
+/// Nothing but what is named happens.
+fn plan(wounds: &[Wound]) -> Plan {
+    Plan {
+        rates: Rates::default(),
+        wounds: wounds.to_vec(),
+        pause: Duration::from_millis(1500),
+        processes: 3,
+        workers: 3,
+        keys: 1,
+        ttl: Duration::from_secs(1),
+        request_timeout: Duration::from_millis(250),
+        faulty: Duration::from_secs(200),
+        healthy: Duration::from_secs(5),
+        work: Duration::from_millis(1500),
+        cohort_limit: 4,
+        bug: None,
+    }
+}
+
+#[test]
+fn without_faults_nothing_is_lost_and_nobody_waits_for_long() {
+    for store in Store::ALL {
+        let verdict = run_plan(store, plan(&[]), 7).verdict;
+        assert!(verdict.is_clean(), "{verdict}");
+        assert!(verdict.negatives.is_empty() && verdict.figures.faults.is_empty(), "{verdict}");
+        assert!(verdict.figures.contended > 20, "{verdict}");
+    }
+}
+
+#[test]
+fn a_stopped_process_loses_its_locks_and_harms_nobody_who_looks_at_tokens() {
+    for store in Store::ALL {
+        let figures = run_plan(store, plan(&[Wound::Stall]), 7).verdict.figures;
+        assert!(figures.losses > 0 && figures.paused_overlaps > 0, "{figures:?}");
+        assert!(figures.writes.1 > 0, "late writes were refused: {figures:?}");
+    }
+}
+
+#[test]
+fn what_no_lock_survives_is_shown() {
+    for wound in [Wound::DataLoss, Wound::Failover, Wound::Deletion, Wound::StepForward] {
+        let verdict = run_plan(Store::Redis, plan(&[wound]), 7).verdict;
+        assert!(verdict.is_clean(), "{wound:?}: {verdict}");
+        let shown = verdict.negatives.get(&Check::Exclusion).copied().unwrap_or(0);
+        assert!(shown > 0, "{wound:?}: {verdict}");
+        // The tokens of the store rise all the same, with its clock, and a resource that looks at them is not harmed.
+        assert!(!verdict.figures.faults.contains_key("fence_reset"), "{wound:?}: {verdict}");
+        assert!(!verdict.negatives.contains_key(&Check::Stale), "{wound:?}: {verdict}");
+        assert!(verdict.figures.writes.1 > 0, "{wound:?}: {verdict}");
+    }
+}
+
+#[test]
+fn bugs_are_caught() {
+    // Those that the first seeds find; `cargo xtask zoo` has them all.
+    for (bug, store, check) in [
+        (Bug::FlagInsteadOfClock, Store::Redis, Check::Late),
+        (Bug::RenewalCreates, Store::Redis, Check::Leak),
+        (Bug::RenewedForEver, Store::Redis, Check::Leak),
+        (Bug::CountedTokens, Store::Redis, Check::Fence),
+        (Bug::TokenOfTheLatest, Store::Etcd, Check::Fence),
+        (Bug::WaiterWithoutLease, Store::Etcd, Check::Exclusion),
+    ] {
+        let caught = (1..=3).any(|seed| run_with(store, seed, Some(bug)).verdict.count(check) > 0);
+        assert!(caught, "{bug:?}");
+    }
+}
