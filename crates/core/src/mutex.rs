@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{task::coop::consume_budget, time::Instant};
 
 use crate::{
     Backend as _, Error, Exponential, FencingToken, Guard, Key, Mode, Owner, RetryStrategy,
@@ -193,6 +193,7 @@ impl Mutex {
     /// # Ok(()) }
     /// ```
     pub async fn try_lock(&self) -> Result<Option<Guard>, Error> {
+        consume_budget().await;
         let mut contender = self.contender(None)?;
         self.delay_start(&mut contender).await?;
         Ok(contender.try_lock().await?.map(|held| Guard::new(held, self.retry.clone())))
@@ -301,6 +302,8 @@ impl Mutex {
     }
 
     async fn lock_until(&self, limit: Option<Duration>) -> Result<Guard, Error> {
+        // A store that answers at once must not keep the other tasks of the thread from running.
+        consume_budget().await;
         let mut contender = self.contender(limit)?;
         self.delay_start(&mut contender).await?;
         let held = contender.lock().await?;
