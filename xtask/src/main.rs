@@ -35,7 +35,8 @@ cargo xtask COMMAND
                       it is the only thing that runs
   lint                formatting, clippy, rustdoc, tidy, dependency rules
   tidy                the rules of the house that no other tool knows
-  bench [NAME [ARGS]] run one benchmark, or all, against a server
+  bench [NAME [ARGS]] run one benchmark; without a name all of them, and write
+                      docs/benchmarks.md
   ci                  lint, then test: what CI runs
 ";
 
