@@ -1,7 +1,6 @@
 //! Locks on etcd: beside bare requests of the same server, and beside its own Lock service.
 //!
-//! Each row is a ratio of two figures that were taken in turns in the same run, on one member that stores to disk.
-#![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
+//! Each row is a ratio of two figures that were taken in turns in the same run, on one member.
 
 use std::{
     sync::{
@@ -11,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use distlock_benches::{Times, each, median, micros};
+use distlock_benches::{
+    Times, each, is_quick, median, micros,
+    report::{Goal, Report},
+    rounds, show,
+};
 use distlock_core::{Client, Owner};
 use distlock_etcd::EtcdBackend;
 use distlock_servers::etcd::EtcdServer;
@@ -23,8 +26,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-const ROUNDS: usize = 5;
-
 /// A ttl that no round waits for.
 const TTL: i64 = 60;
 
@@ -33,25 +34,33 @@ fn main() {
     let part = std::env::args().skip(1).find(|arg| !arg.starts_with("--"));
     let wanted = |name| part.as_deref().is_none_or(|part| part == name);
     let server = Arc::new(EtcdServer::start(&[]).expect("an etcd server can be started"));
+    let mut report = Report::new(
+        "etcd",
+        "Locks on etcd, one member: beside bare requests, and beside its own Lock service.",
+    );
     if wanted("uncontended") {
         // A round trip between two threads is as long as the scheduler likes.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let server = Arc::clone(&server);
-        runtime.block_on(async { tokio::spawn(uncontended(server)).await.unwrap() });
+        report =
+            runtime.block_on(async { tokio::spawn(uncontended(server, report)).await.unwrap() });
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         if wanted("names") {
-            many_names(&server).await;
+            many_names(&server, &mut report).await;
         }
         if wanted("handover") {
-            hand_over(&server).await;
+            hand_over(&server, &mut report).await;
         }
         if wanted("held") {
-            many_locks(&server).await;
+            many_locks(&server, &mut report).await;
         }
     });
+    if part.is_none() {
+        report.finish();
+    }
 }
 
 async fn client(server: &EtcdServer) -> Client {
@@ -64,15 +73,15 @@ async fn driver(server: &EtcdServer) -> Driver {
 }
 
 /// A lock and its release, one after another, beside what the server cannot do without: a put in a transaction, and a delete.
-async fn uncontended(server: Arc<EtcdServer>) {
+async fn uncontended(server: Arc<EtcdServer>, mut report: Report) -> Report {
     const COUNT: u32 = 200;
-    const ROUNDS: usize = 15;
+    let rounds = if is_quick() { 5 } else { 21 };
     let client = client(&server).await;
     let mutex = client.mutex("uncontended");
     let bare = driver(&server).await;
     let lease = bare.clone().lease_grant(TTL, None).await.unwrap().id();
     let (mut floor, mut ours, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let least = each(COUNT, || bare_cycle(bare.clone(), lease)).await;
         let lock = each(COUNT, || async {
             mutex.lock().await.unwrap().release().await.unwrap();
@@ -82,15 +91,29 @@ async fn uncontended(server: Arc<EtcdServer>) {
         ours.push(micros(lock));
         ratios.push(micros(lock) / micros(least));
     }
-    println!("etcd, nobody contends, µs per lock and release, medians of {ROUNDS} rounds");
-    println!("{:>8.1}  a bare transaction with a put, a bare delete", median(floor));
-    println!("{:>8.1}  lock, release", median(ours));
-    println!("{:>8.2}  ratio", median(ratios));
+    let ratio = median(ratios);
+    report.table(
+        "etcd, nobody contends, µs per lock and release",
+        &["", "round trips"],
+        &[
+            vec!["a bare transaction with a put, a bare delete".to_owned(), show(median(floor))],
+            vec!["lock, release".to_owned(), show(median(ours))],
+        ],
+    );
+    report.say(&format!("Medians of {rounds} rounds, on one thread; the ratio is {ratio:.2}."));
+    report.goal(&Goal {
+        what: "etcd, lock and release, one task",
+        target: "≤ 1.1 × a bare transaction and a bare delete",
+        measured: format!("{ratio:.2} ×"),
+        peer: "the Lock service: 1.15 ×",
+        hit: ratio <= 1.1,
+    });
+    report
 }
 
-/// As the lock does it: a put bound to a lease, if the key is not there, and a look at the line.
+/// As the lock does it: a put of a new key bound to a lease, if it is not there, and a look at the line.
 async fn bare_cycle(mut driver: Driver, lease: i64) {
-    let own = format!("floor/w{}", distlock_core::Owner::random().unwrap());
+    let own = format!("floor/w{}", Owner::random().unwrap());
     let own = &*own;
     let range = || TxnOp::get("floor/", Some(GetOptions::new().with_prefix().with_keys_only()));
     let put = TxnOp::put(own, "words", Some(PutOptions::new().with_lease(lease)));
@@ -103,14 +126,14 @@ async fn bare_cycle(mut driver: Driver, lease: i64) {
 }
 
 /// Many tasks, each with a name of its own.
-async fn many_names(server: &EtcdServer) {
+async fn many_names(server: &EtcdServer, report: &mut Report) {
     const TASKS: usize = 64;
     const COUNT: u32 = 100;
     let client = client(server).await;
     let driver = driver(server).await;
     let lease = driver.clone().lease_grant(TTL, None).await.unwrap().id();
     let (mut ours, mut theirs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds() {
         let lock = rate(TASKS, COUNT, |task| {
             let mutex = client.mutex(format!("many-{task}"));
             move || {
@@ -130,12 +153,23 @@ async fn many_names(server: &EtcdServer) {
         theirs.push(service);
         ratios.push(lock / service);
     }
-    println!(
-        "\netcd, {TASKS} tasks on as many names, cycles per second, medians of {ROUNDS} rounds"
+    let ratio = median(ratios);
+    report.table(
+        &format!("etcd, {TASKS} tasks on as many names, cycles per second"),
+        &["", "cycles / s"],
+        &[
+            vec!["the Lock service, one lease".to_owned(), show(median(theirs))],
+            vec!["lock, release".to_owned(), show(median(ours))],
+        ],
     );
-    println!("{:>8.0}  the Lock service", median(theirs));
-    println!("{:>8.0}  lock, release", median(ours));
-    println!("{:>8.2}  ratio", median(ratios));
+    report.say(&format!("The ratio is {ratio:.2}."));
+    report.goal(&Goal {
+        what: "etcd, 64 tasks on 64 names",
+        target: "≥ 3 × the Lock service's rate",
+        measured: format!("{ratio:.1} ×"),
+        peer: "the Lock service",
+        hit: 3.0 <= ratio,
+    });
 }
 
 async fn service_cycle(mut driver: Driver, name: String, lease: i64) {
@@ -173,36 +207,65 @@ struct Round {
 }
 
 /// Waiters that ask again as soon as they were served; nothing is done while the lock is held.
-async fn hand_over(server: &EtcdServer) {
-    println!("\netcd, hand-over between processes, medians of {ROUNDS} rounds");
-    println!("waiters  hand-overs/s  gap p50 µs  p99 µs  over 50 ms  proposals each  reads each");
+async fn hand_over(server: &EtcdServer, report: &mut Report) {
     let mut service = Vec::new();
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         service.push(service_round(server, 8, &format!("service-{round}")).await);
     }
+    let rate = |rounds: &[Round]| median(rounds.iter().map(|round| round.rate).collect());
+    let (mut rows, mut bars, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut proposals, mut reads) = (0.0_f64, 0.0_f64);
     for waiters in [2, 8, 32] {
-        let mut rounds = Vec::new();
-        for round in 0..ROUNDS {
-            rounds.push(our_round(server, waiters, &format!("ours-{waiters}-{round}")).await);
+        let mut measured = Vec::new();
+        for round in 0..rounds() {
+            measured.push(our_round(server, waiters, &format!("ours-{waiters}-{round}")).await);
         }
-        row(&waiters.to_string(), &rounds);
-        let of = |rounds: &[Round]| median(rounds.iter().map(|round| round.rate).collect());
-        println!("         {:.1} × the Lock service at 8", of(&rounds) / of(&service));
+        rows.push(row(&waiters.to_string(), &measured));
+        bars.push((format!("{waiters} waiters"), rate(&measured)));
+        ratios.push(rate(&measured) / rate(&service));
+        proposals = measured.iter().map(|round| round.proposals).fold(proposals, f64::max);
+        reads = measured.iter().map(|round| round.reads).fold(reads, f64::max);
     }
-    row("service 8", &service);
+    rows.push(row("8, the Lock service", &service));
+    bars.push(("8, the Lock service".to_owned(), rate(&service)));
+    report.table(
+        "etcd, hand-over between processes",
+        &[
+            "waiters",
+            "hand-overs / s",
+            "gap p50 µs",
+            "p99 µs",
+            "over 50 ms",
+            "proposals each",
+            "reads each",
+        ],
+        &rows,
+    );
+    report.bars("handover", "etcd, hand-overs per second", &bars);
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    report.goal(&Goal {
+        what: "etcd, hand-over between processes, 2 / 8 / 32 waiters",
+        target: "≥ 10 × the Lock service's rate at 8, 0 reads, 2 proposals each",
+        measured: format!(
+            "{:.1} / {:.1} / {:.1} ×, {reads:.2} reads, {proposals:.2} proposals",
+            ratios[0], ratios[1], ratios[2]
+        ),
+        peer: "the Lock service, with steps of 100 ms",
+        hit: 10.0 <= least && reads < 0.01 && proposals < 2.1,
+    });
 }
 
-fn row(what: &str, rounds: &[Round]) {
+fn row(what: &str, rounds: &[Round]) -> Vec<String> {
     let of = |figure: &dyn Fn(&Round) -> f64| median(rounds.iter().map(figure).collect());
-    println!(
-        "{what:>7}  {:>12.0}  {:>10.0}  {:>6.0}  {:>10.0}  {:>14.2}  {:>10.3}",
-        of(&|round| round.rate),
-        of(&|round| micros(round.gaps.median())),
-        of(&|round| micros(round.gaps.percentile(0.99))),
-        of(&|round| round.gaps.count_over(Duration::from_millis(50)) as f64),
-        of(&|round| round.proposals),
-        of(&|round| round.reads),
-    );
+    vec![
+        what.to_owned(),
+        show(of(&|round| round.rate)),
+        show(of(&|round| micros(round.gaps.median()))),
+        show(of(&|round| micros(round.gaps.percentile(0.99)))),
+        show(of(&|round| round.gaps.count_over(Duration::from_millis(50)) as f64)),
+        format!("{:.2}", of(&|round| round.proposals)),
+        format!("{:.3}", of(&|round| round.reads)),
+    ]
 }
 
 async fn our_round(server: &EtcdServer, waiters: usize, name: &str) -> Round {
@@ -243,7 +306,9 @@ async fn service_round(server: &EtcdServer, waiters: usize, name: &str) -> Round
             async move {
                 let options = LockOptions::new().with_lease(lease);
                 let locked = driver.lock(name, Some(options)).await.unwrap();
-                (Instant::now(), async move { drop(driver.unlock(locked.key()).await.unwrap()) })
+                (Instant::now(), async move {
+                    driver.unlock(locked.key()).await.unwrap();
+                })
             }
         });
     }
@@ -300,7 +365,7 @@ fn counters(server: &EtcdServer) -> (f64, f64) {
 }
 
 /// Many locks of one ttl, kept alive together.
-async fn many_locks(server: &EtcdServer) {
+async fn many_locks(server: &EtcdServer, report: &mut Report) {
     const LOCKS: usize = 100;
     let backend = EtcdBackend::connect(&server.url()).await.unwrap();
     let client = Client::builder(backend).ttl(Duration::from_secs(3)).build().unwrap();
@@ -321,8 +386,21 @@ async fn many_locks(server: &EtcdServer) {
     }
     sleep(Duration::from_secs(6)).await;
     assert!(guards.iter().all(distlock_core::Guard::is_held));
-    println!("\netcd, {LOCKS} locks held for two ttls of 3 s");
-    println!("{:>8.0}  keep-alive streams opened", streams() - before.0);
-    println!("{:>8.0}  keep-alives sent", messages() - before.1);
+    let (streams, messages) = (streams() - before.0, messages() - before.1);
+    report.table(
+        &format!("etcd, {LOCKS} locks held for two ttls of 3 s"),
+        &["", "number"],
+        &[
+            vec!["keep-alive streams opened".to_owned(), show(streams)],
+            vec!["keep-alives sent".to_owned(), show(messages)],
+        ],
+    );
+    report.goal(&Goal {
+        what: "etcd, 100 locks of a ttl on one client",
+        target: "one keep-alive stream",
+        measured: format!("{streams:.0}, with {messages:.0} keep-alives in two ttls"),
+        peer: "one for each session",
+        hit: streams < 1.5,
+    });
     client.shutdown().await;
 }

@@ -1,7 +1,10 @@
-//! What the benchmarks share: times, percentiles, tables, and the raw driver as the floor.
+//! What the benchmarks share: times, percentiles, reports, what the server counts, and the raw driver as the floor.
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 pub mod raw;
+pub mod report;
+pub mod server;
+mod svg;
 
 use std::{env, future::Future, time::Duration};
 
@@ -15,6 +18,24 @@ use tokio::time::Instant;
 pub fn redis_url() -> String {
     env::var("DISTLOCK_TEST_REDIS_URL")
         .expect("set DISTLOCK_TEST_REDIS_URL, or run `cargo xtask bench`")
+}
+
+/// How many rounds a median is of. With `--quick` one, to see that a benchmark works.
+#[must_use]
+pub fn rounds() -> usize {
+    if is_quick() { 1 } else { 5 }
+}
+
+/// Whether the benchmark is only to be tried.
+#[must_use]
+pub fn is_quick() -> bool {
+    env::args().any(|arg| arg == "--quick")
+}
+
+/// A figure for a table: three digits that count.
+#[must_use]
+pub fn show(figure: f64) -> String {
+    svg::number(figure)
 }
 
 /// Times in order, to be asked for percentiles.
@@ -46,6 +67,18 @@ impl Times {
     #[must_use]
     pub fn count_over(&self, limit: Duration) -> usize {
         self.0.len() - self.0.partition_point(|time| *time <= limit)
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The half-way time.

@@ -65,21 +65,32 @@ impl Scripts {
     /// # Panics
     /// When the server fails.
     pub async fn cycle(&self) {
-        self.client
-            .evalsha::<Value, _, _, _>(
-                self.acquire.as_str(),
-                self.keys.to_vec(),
-                self.acquire_args.to_vec(),
-            )
-            .await
-            .expect("an answer");
-        self.client
-            .evalsha::<Value, _, _, _>(
-                self.release.as_str(),
-                self.keys.to_vec(),
-                Vec::<String>::new(),
-            )
-            .await
-            .expect("an answer");
+        self.acquire().await;
+        self.release().await;
+    }
+
+    /// Takes.
+    ///
+    /// # Panics
+    /// When the server fails.
+    pub async fn acquire(&self) {
+        let (keys, args) = (self.keys.to_vec(), self.acquire_args.to_vec());
+        let answer = self.client.evalsha::<Value, _, _, _>(self.acquire.as_str(), keys, args);
+        answer.await.expect("an answer");
+    }
+
+    /// Gives back.
+    ///
+    /// # Panics
+    /// When the server fails.
+    pub async fn release(&self) {
+        let (keys, args) = (self.keys.to_vec(), Vec::<String>::new());
+        let answer = self.client.evalsha::<Value, _, _, _>(self.release.as_str(), keys, args);
+        answer.await.expect("an answer");
+    }
+
+    /// Closes the connection.
+    pub async fn close(&self) {
+        let _ = self.client.quit().await;
     }
 }

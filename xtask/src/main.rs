@@ -36,7 +36,8 @@ cargo xtask COMMAND
                       it is the only thing that runs
   lint                formatting, clippy, rustdoc, tidy, dependency rules
   tidy                the rules of the house that no other tool knows
-  bench [NAME [ARGS]] run one benchmark, or all, against a server
+  bench [NAME [ARGS]] run one benchmark; without a name all of them, and write
+                      docs/benchmarks.md
   sim [ARGS]          simulate seeds: --seeds N, --seed FIRST, --store redis|etcd|all,
                       --history FILE
   zoo [SEEDS]         put the bugs of other libraries into the simulation; each has to be caught

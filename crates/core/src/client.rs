@@ -199,6 +199,7 @@ impl Inner {
     /// A new claim for what is asked. `block` tokens when others of this process wait behind it.
     pub(crate) fn claim(
         &self,
+        key: &Key,
         ask: &Ask,
         queue: bool,
         in_line: bool,
@@ -207,10 +208,10 @@ impl Inner {
         let owner = ask.owner.map_or_else(|| self.owners.draw(), Ok)?;
         let mut terms = Terms::new(ask.ttl, Arc::clone(&ask.metadata));
         terms.renews = ask.policy.renew_at.is_some();
-        if in_line && self.lines.awaited(&ask.key) {
+        if in_line && self.lines.awaited(key) {
             terms.block = block;
         }
-        Ok(Claim::build(ask.key.clone(), owner, ask.mode, queue, terms, Some(self.keeper.clone())))
+        Ok(Claim::build(key.clone(), owner, ask.mode, queue, terms, Some(self.keeper.clone())))
     }
 
     /// Counts one more of the locks that the client may have or wait for at a time.

@@ -18,9 +18,9 @@ use crate::{
 /// How many tokens are asked for when others of this process wait: as many hand-overs need no store.
 const BLOCK: u32 = 256;
 
-/// What one call of `lock` asks for.
+/// What a call of `lock` asks for, besides a key.
+#[derive(Clone)]
 pub(crate) struct Ask {
-    pub(crate) key: Key,
     pub(crate) mode: Mode,
     pub(crate) owner: Option<Owner>,
     pub(crate) ttl: Duration,
@@ -29,9 +29,12 @@ pub(crate) struct Ask {
 }
 
 /// Who asks. Dropped at any moment, it leaves nothing behind: what it may have at the store is given back, its turn passes on.
-pub(crate) struct Contender {
-    client: Arc<Inner>,
-    ask: Ask,
+///
+/// Tens of thousands may wait: a way that is long but rarely gone has its future in a box, so that it adds nothing to all the others.
+pub(crate) struct Contender<'a> {
+    client: &'a Arc<Inner>,
+    key: Key,
+    ask: &'a Ask,
     patience: Patience,
     turn: Option<Turn>,
     bid: Option<Bid>,
@@ -62,11 +65,17 @@ enum Answer {
     Settled(Result<(Lease, Instant), LossReason>),
 }
 
-impl Contender {
-    pub(crate) fn new(client: &Arc<Inner>, ask: Ask, patience: Patience) -> Result<Self, Error> {
+impl<'a> Contender<'a> {
+    pub(crate) fn new(
+        client: &'a Arc<Inner>,
+        key: Key,
+        ask: &'a Ask,
+        patience: Patience,
+    ) -> Result<Self, Error> {
         client.take_seat()?;
         Ok(Self {
-            client: Arc::clone(client),
+            client,
+            key,
             ask,
             patience,
             turn: None,
@@ -85,7 +94,7 @@ impl Contender {
     /// One attempt: `None` when somebody else has the lock, or the turn of this process.
     pub(crate) async fn try_lock(&mut self) -> Result<Option<Held>, Error> {
         if self.client.cohort_limit > 0 {
-            let Some(turn) = self.client.lines.try_enter(&self.ask.key) else { return Ok(None) };
+            let Some(turn) = self.client.lines.try_enter(&self.key) else { return Ok(None) };
             self.turn = Some(turn);
         }
         loop {
@@ -98,7 +107,7 @@ impl Contender {
                 }
                 Answer::Store(Ok(Standing::Queued { .. })) => return Ok(None),
                 Answer::Store(Err(error)) => {
-                    self.patience.bear(error, false).await?;
+                    Box::pin(self.patience.bear(error, false)).await?;
                     continue;
                 }
             };
@@ -107,7 +116,7 @@ impl Contender {
                 Err(reason) => {
                     // An owner id that has come to its end is over.
                     self.abandon(None);
-                    self.patience.bear(self.in_vain(reason), false).await?;
+                    Box::pin(self.patience.bear(self.in_vain(reason), false)).await?;
                 }
             }
         }
@@ -124,7 +133,7 @@ impl Contender {
                         // Lost in the moment of the hand-over: the turn is gone with it, stand in line anew.
                         Err(Error::Lost { .. }) => continue,
                         Err(Error::Backend(error)) => {
-                            self.patience.bear(error, true).await?;
+                            Box::pin(self.patience.bear(error, true)).await?;
                             continue;
                         }
                         Err(error) => return Err(error),
@@ -143,7 +152,7 @@ impl Contender {
     async fn line_up(&mut self) -> Result<Option<Entry>, Error> {
         let wants =
             Wants { adopts: self.ask.owner.is_none(), renews: self.ask.policy.renew_at.is_some() };
-        match self.client.lines.enter(&self.ask.key, wants)? {
+        match self.client.lines.enter(&self.key, wants)? {
             Ok(turn) => Ok(Some(Entry::Turn(turn))),
             Err(ticket) => {
                 self.tell_contended();
@@ -151,17 +160,17 @@ impl Contender {
                 if self.patience.is_endless() {
                     Ok(ticket.await)
                 } else {
-                    self.patience.wait(ticket).await
+                    Box::pin(self.patience.wait(ticket)).await
                 }
             }
         }
     }
 
     async fn inherit(&mut self, mut held: Held) -> Result<Held, Error> {
-        let Ask { ttl, metadata, policy, .. } = &self.ask;
+        let Ask { ttl, metadata, policy, .. } = self.ask;
         if !held.inherit(*ttl, metadata, *policy)? {
             let change = held.change(*ttl, Some(Arc::clone(metadata)));
-            self.patience.bound(change).await??;
+            Box::pin(self.patience.bound(change)).await??;
         }
         held.seated = std::mem::take(&mut self.seated);
         self.acquired(held.token());
@@ -174,7 +183,7 @@ impl Contender {
         loop {
             let answer = match self.ask_store(queue).await? {
                 Answer::Store(answer) => answer,
-                Answer::Settled(settled) => return self.settle(settled).await,
+                Answer::Settled(settled) => return Box::pin(self.settle(settled)).await,
             };
             match answer {
                 Ok(Standing::Held(lease)) => {
@@ -182,7 +191,8 @@ impl Contender {
                     match self.take(&lease, since) {
                         Ok(held) => return Ok(Some(held)),
                         Err(reason) => {
-                            self.patience.bear(self.in_vain(reason), self.stood_in_line).await?;
+                            let error = self.in_vain(reason);
+                            Box::pin(self.patience.bear(error, self.stood_in_line)).await?;
                         }
                     }
                 }
@@ -190,15 +200,15 @@ impl Contender {
                     self.tell_contended();
                     self.disengage();
                     self.patience.relieve();
-                    self.patience.pause(retry_in).await?;
+                    Box::pin(self.patience.pause(retry_in)).await?;
                 }
                 Ok(Standing::Queued { recheck }) => {
                     self.tell_contended();
                     self.patience.relieve();
-                    let settled = self.stand_in_line(recheck).await?;
-                    return self.settle(settled).await;
+                    let settled = Box::pin(self.stand_in_line(recheck)).await?;
+                    return Box::pin(self.settle(settled)).await;
                 }
-                Err(error) => self.patience.bear(error, self.stood_in_line).await?,
+                Err(error) => Box::pin(self.patience.bear(error, self.stood_in_line)).await?,
             }
         }
     }
@@ -245,7 +255,7 @@ impl Contender {
         // An owner id whose place is gone is over.
         self.abandon(None);
         if brief {
-            self.patience.pause(Some(Duration::from_millis(16))).await?;
+            Box::pin(self.patience.pause(Some(Duration::from_millis(16)))).await?;
         }
         Ok(None)
     }
@@ -257,7 +267,8 @@ impl Contender {
         let bid = match &mut self.bid {
             Some(bid) => bid,
             empty => {
-                let claim = self.client.claim(&self.ask, queue, self.turn.is_some(), BLOCK)?;
+                let claim =
+                    self.client.claim(&self.key, self.ask, queue, self.turn.is_some(), BLOCK)?;
                 empty.insert(Bid { claim, call: None, sent, engaged: true, asked: 0 })
             }
         };
@@ -265,16 +276,20 @@ impl Contender {
         bid.asked = bid.asked.saturating_add(1);
         let mut call = self.client.backend.start_acquire(bid.claim.clone());
         // A store that answers at once costs no timer.
-        let claim = bid.claim.clone();
         let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
         if let Poll::Ready(answer) = first {
             return Ok(self.check(answer));
         }
         bid.call = Some(call);
+        Box::pin(self.hear_store(sent)).await
+    }
+
+    /// Waits for the store's answer, or for a push that makes it needless.
+    async fn hear_store(&mut self, sent: Instant) -> Result<Answer, Error> {
         let useful = lease::deadline(sent, self.ask.ttl);
         let end = self.patience.limit().map_or(useful, |until| until.min(useful));
         let Self { bid: Some(bid), patience, client, .. } = self else { return Err(Error::Closed) };
-        let call = &mut bid.call;
+        let Bid { claim, call, .. } = bid;
         let answer = poll_fn(|cx| {
             if let Some(Poll::Ready(answer)) = call.as_mut().map(|call| call.as_mut().poll(cx)) {
                 *call = None;
@@ -319,7 +334,7 @@ impl Contender {
         // An id of the user's own is not passed on to others: whoever asks with it is the holder.
         let spare = if self.ask.owner.is_none() { lease.spare() } else { 0 };
         let lease = &lease.with_spare(spare);
-        match Held::take(&self.client, &bid.claim, lease, since, self.ask.policy, &mut self.turn) {
+        match Held::take(self.client, &bid.claim, lease, since, self.ask.policy, &mut self.turn) {
             Ok(mut held) => {
                 held.seated = std::mem::take(&mut self.seated);
                 if let Some(Bid { claim, call: Some(call), asked, .. }) = self.bid.take() {
@@ -351,14 +366,14 @@ impl Contender {
 
     fn tell_contended(&mut self) {
         if !std::mem::replace(&mut self.told, true) {
-            self.client.keeper.observe(&self.ask.key, &Event::Contended);
+            self.client.keeper.observe(&self.key, &Event::Contended);
         }
     }
 
     fn acquired(&self, token: crate::FencingToken) {
         if self.client.keeper.is_observed() {
             let event = Event::Acquired { token, waited: self.patience.waited() };
-            self.client.keeper.observe(&self.ask.key, &event);
+            self.client.keeper.observe(&self.key, &event);
         }
     }
 
@@ -404,7 +419,7 @@ impl Contender {
     }
 }
 
-impl Drop for Contender {
+impl Drop for Contender<'_> {
     fn drop(&mut self) {
         let turn = self.turn.take();
         self.abandon(turn);

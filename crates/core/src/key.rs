@@ -1,12 +1,23 @@
 //! The name of a lock, as the store sees it.
 
-use std::{fmt, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::HashMap,
+    fmt,
+    hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState},
+    sync::{Arc, LazyLock},
+};
 
 use crate::Error;
 
 /// The name of a lock, as the store sees it: the client's prefix and the name that the user gave, 1 to 1024 bytes.
-#[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Key(Arc<str>);
+///
+/// It is hashed once, when it is made: with a secret of the process, as users may choose the names.
+#[derive(Clone)]
+pub struct Key {
+    name: Arc<str>,
+    hash: u64,
+}
 
 impl Key {
     /// The longest key, in bytes.
@@ -26,21 +37,84 @@ impl Key {
     /// # Ok::<(), distlock_core::Error>(())
     /// ```
     pub fn new(name: impl Into<Arc<str>>) -> Result<Self, Error> {
-        let name = name.into();
-        if name.is_empty() {
+        let key = Self::unchecked(name.into());
+        key.check()?;
+        Ok(key)
+    }
+
+    /// A key that is to be checked before it is used.
+    pub(crate) fn unchecked(name: Arc<str>) -> Self {
+        static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let hash = SECRET.hash_one(&*name);
+        Self { name, hash }
+    }
+
+    /// Whether its length is within the limits.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.name.is_empty() {
             return Err(Error::invalid("key", "is empty"));
         }
-        if name.len() > Self::MAX_LEN {
-            let problem = format!("has {} bytes, the limit is {}", name.len(), Self::MAX_LEN);
+        if self.name.len() > Self::MAX_LEN {
+            let problem = format!("has {} bytes, the limit is {}", self.name.len(), Self::MAX_LEN);
             return Err(Error::invalid("key", problem));
         }
-        Ok(Self(name))
+        Ok(())
     }
 
     /// The key as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.name
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.name == other.name
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.name.cmp(&other.name)
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// A map of keys. They are hashed already.
+pub(crate) type KeyMap<V> = HashMap<Key, V, BuildHasherDefault<Hashed>>;
+
+/// Takes the hash that a key brings.
+#[derive(Default)]
+pub(crate) struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // No key comes here.
+        for byte in bytes {
+            self.0 = self.0.wrapping_mul(31).wrapping_add(u64::from(*byte));
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

@@ -4,7 +4,7 @@
 //! waiter is sent either the turn or a lease that is still held; whoever drops what it was sent, at any moment, passes it on.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{VecDeque, hash_map},
     fmt,
     future::Future,
     pin::Pin,
@@ -17,7 +17,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::{Error, Key, held::Held};
+use crate::{Error, Key, held::Held, key::KeyMap};
 
 /// All lines of a client.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Table {
-    lines: HashMap<Key, Line>,
+    lines: KeyMap<Line>,
     /// The client is shut down: nobody waits any more.
     closed: bool,
 }
@@ -97,10 +97,8 @@ impl Lines {
     /// The turn, if nobody has it.
     pub(crate) fn try_enter(&self, key: &Key) -> Option<Turn> {
         let mut table = self.table();
-        if table.lines.contains_key(key) {
-            return None;
-        }
-        table.lines.insert(key.clone(), Line::default());
+        let hash_map::Entry::Vacant(entry) = table.lines.entry(key.clone()) else { return None };
+        entry.insert(Line::default());
         Some(self.turn(key))
     }
 
@@ -109,9 +107,12 @@ impl Lines {
         let mut table = self.table();
         let full = self.0.waiting.load(Ordering::Relaxed) >= self.0.max_waiters;
         let closed = table.closed;
-        let Some(line) = table.lines.get_mut(key) else {
-            table.lines.insert(key.clone(), Line::default());
-            return Ok(Ok(self.turn(key)));
+        let line = match table.lines.entry(key.clone()) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert(Line::default());
+                return Ok(Ok(self.turn(key)));
+            }
         };
         if full {
             return Err(Error::Overloaded { what: "waiters", limit: self.0.max_waiters });
@@ -176,7 +177,18 @@ impl Lines {
     }
 }
 
+/// A table as small as this is kept as it is.
+const FEW_LINES: usize = 32;
+
 impl Table {
+    /// Nobody has the turn any more, and nobody wants it. What many keys needed once is given back.
+    fn forget(&mut self, key: &Key) {
+        self.lines.remove(key);
+        if self.lines.capacity() / 8 > self.lines.len().max(FEW_LINES) {
+            self.lines.shrink_to(self.lines.len() * 2);
+        }
+    }
+
     /// Takes the first who still waits out of the line, if it fits.
     fn pop(&mut self, key: &Key, fits: impl Fn(Wants) -> bool) -> Option<Waiter> {
         let line = self.lines.get_mut(key)?;
@@ -211,7 +223,7 @@ impl Right {
                 let mut table = self.lines.table();
                 let waiter = table.pop(&self.key, |_| true);
                 if waiter.is_none() {
-                    table.lines.remove(&self.key);
+                    table.forget(&self.key);
                 }
                 waiter
             };
@@ -265,6 +277,7 @@ impl Drop for Ticket {
             line.gone += 1;
             if line.gone * 2 > line.waiters.len() {
                 line.waiters.retain(|waiter| !waiter.tx.is_closed());
+                line.waiters.shrink_to(line.waiters.len() * 2);
                 line.gone = 0;
             }
         }

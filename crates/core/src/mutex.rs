@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{task::coop::consume_budget, time::Instant};
 
 use crate::{
     Backend as _, Error, Exponential, FencingToken, Guard, Key, Mode, Owner, RetryStrategy,
@@ -21,13 +21,11 @@ use crate::{
 #[must_use = "a mutex does nothing until it is locked"]
 pub struct Mutex {
     client: Arc<Inner>,
-    name: Arc<str>,
-    ttl: Duration,
-    metadata: Arc<str>,
+    /// Not checked yet.
+    key: Key,
+    ask: Ask,
     retry: Option<Arc<dyn RetryStrategy>>,
-    policy: Policy,
     start_jitter: Option<(Duration, Duration)>,
-    owner: Option<Owner>,
 }
 
 /// What [`Mutex::run`] gives back.
@@ -44,17 +42,20 @@ impl Mutex {
     pub(crate) fn new(client: Arc<Inner>, name: Arc<str>, defaults: &Defaults) -> Self {
         Self {
             client,
-            name,
-            ttl: defaults.ttl,
-            metadata: Arc::clone(&defaults.nothing),
-            retry: defaults.retry.clone(),
-            policy: Policy {
-                renew_at: defaults.renew_at,
-                max_hold: None,
-                min_hold: Duration::ZERO,
+            key: Key::unchecked(name),
+            ask: Ask {
+                mode: Mode::Exclusive,
+                owner: None,
+                ttl: defaults.ttl,
+                metadata: Arc::clone(&defaults.nothing),
+                policy: Policy {
+                    renew_at: defaults.renew_at,
+                    max_hold: None,
+                    min_hold: Duration::ZERO,
+                },
             },
+            retry: defaults.retry.clone(),
             start_jitter: None,
-            owner: None,
         }
     }
 
@@ -62,7 +63,7 @@ impl Mutex {
     ///
     /// At least the store's resolution, at most 24 days.
     pub const fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = ttl;
+        self.ask.ttl = ttl;
         self
     }
 
@@ -76,13 +77,13 @@ impl Mutex {
 
     /// Words for those who [`inspect`](crate::Client::inspect) the lock, at most 4 KiB. Default: none.
     pub fn metadata(mut self, metadata: impl Into<Arc<str>>) -> Self {
-        self.metadata = metadata.into();
+        self.ask.metadata = metadata.into();
         self
     }
 
     /// The guard is lost, and the lock given back, when it was held for so long, however faithfully it was renewed. Default: no limit.
     pub const fn max_hold(mut self, max_hold: Duration) -> Self {
-        self.policy.max_hold = Some(max_hold);
+        self.ask.policy.max_hold = Some(max_hold);
         self
     }
 
@@ -90,19 +91,19 @@ impl Mutex {
     ///
     /// So a job that is done in no time does not run twice on machines whose clocks differ. Below the ttl unless renewed. Default: none.
     pub const fn min_hold(mut self, min_hold: Duration) -> Self {
-        self.policy.min_hold = min_hold;
+        self.ask.policy.min_hold = min_hold;
         self
     }
 
     /// After what fraction of the ttl it is renewed, above 0 and below 1. Default: the client's, a third.
     pub const fn renew_at(mut self, fraction: f64) -> Self {
-        self.policy.renew_at = Some(fraction);
+        self.ask.policy.renew_at = Some(fraction);
         self
     }
 
     /// The lock ends at its ttl.
     pub const fn no_renewal(mut self) -> Self {
-        self.policy.renew_at = None;
+        self.ask.policy.renew_at = None;
         self
     }
 
@@ -117,14 +118,14 @@ impl Mutex {
     /// Whoever asks with the id of the holder *is* the holder. Use an id for one acquisition at a time, and another one after a release that failed:
     /// that is tried again in the background, and would end what was taken with the same id since.
     pub const fn owner(mut self, owner: Owner) -> Self {
-        self.owner = Some(owner);
+        self.ask.owner = Some(owner);
         self
     }
 
     /// The full name of the lock, with the client's prefix.
     #[must_use]
     pub fn key(&self) -> &str {
-        &self.name
+        self.key.as_str()
     }
 
     /// Waits for the lock.
@@ -193,6 +194,7 @@ impl Mutex {
     /// # Ok(()) }
     /// ```
     pub async fn try_lock(&self) -> Result<Option<Guard>, Error> {
+        consume_budget().await;
         let mut contender = self.contender(None)?;
         self.delay_start(&mut contender).await?;
         Ok(contender.try_lock().await?.map(|held| Guard::new(held, self.retry.clone())))
@@ -297,39 +299,34 @@ impl Mutex {
     }
 
     pub(crate) fn checked_key(&self) -> Result<Key, Error> {
-        Key::new(Arc::clone(&self.name))
+        self.key.check()?;
+        Ok(self.key.clone())
     }
 
     async fn lock_until(&self, limit: Option<Duration>) -> Result<Guard, Error> {
+        // A store that answers at once must not keep the other tasks of the thread from running.
+        consume_budget().await;
         let mut contender = self.contender(limit)?;
         self.delay_start(&mut contender).await?;
         let held = contender.lock().await?;
         Ok(Guard::new(held, self.retry.clone()))
     }
 
-    fn contender(&self, limit: Option<Duration>) -> Result<Contender, Error> {
+    fn contender(&self, limit: Option<Duration>) -> Result<Contender<'_>, Error> {
         let key = self.checked_key()?;
         self.client.check_open()?;
-        self.client.check_mode(Mode::Exclusive)?;
-        limits::check_ttl(self.ttl, &self.client.capabilities)?;
-        limits::check_metadata(&self.metadata)?;
-        limits::check_policy(&self.policy, self.ttl)?;
+        self.client.check_mode(self.ask.mode)?;
+        limits::check_ttl(self.ask.ttl, &self.client.capabilities)?;
+        limits::check_metadata(&self.ask.metadata)?;
+        limits::check_policy(&self.ask.policy, self.ask.ttl)?;
         let started = Instant::now();
         let until = limit.and_then(|limit| started.checked_add(limit));
         let patience =
             Patience::new(self.retry.clone(), started, until, Arc::clone(&self.client.closing));
-        let ask = Ask {
-            key,
-            mode: Mode::Exclusive,
-            owner: self.owner,
-            ttl: self.ttl,
-            metadata: Arc::clone(&self.metadata),
-            policy: self.policy,
-        };
-        Contender::new(&self.client, ask, patience)
+        Contender::new(&self.client, key, &self.ask, patience)
     }
 
-    async fn delay_start(&self, contender: &mut Contender) -> Result<(), Error> {
+    async fn delay_start(&self, contender: &mut Contender<'_>) -> Result<(), Error> {
         let Some((low, high)) = self.start_jitter else { return Ok(()) };
         if high < low {
             return Err(Error::invalid(
@@ -337,15 +334,15 @@ impl Mutex {
                 format!("is {low:?}..={high:?}, which is empty"),
             ));
         }
-        contender.delay(retry::random_between(low, high)).await
+        Box::pin(contender.delay(retry::random_between(low, high))).await
     }
 }
 
 impl fmt::Debug for Mutex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mutex")
-            .field("key", &self.name)
-            .field("ttl", &self.ttl)
+            .field("key", &self.key)
+            .field("ttl", &self.ask.ttl)
             .finish_non_exhaustive()
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Tenure {
     renew_due: Instant,
     /// A renewal is under way.
     pub(crate) renewing: bool,
+    /// The keeper has not seen it yet.
+    new: bool,
     /// How long the present guard keeps it taken at least.
     pub(crate) min_hold: Duration,
     /// When the present guard has held it for as long as allowed.
@@ -57,6 +59,7 @@ impl Tenure {
             renew_at: policy.renew_at,
             renew_due: now,
             renewing: false,
+            new: true,
             min_hold: policy.min_hold,
             max_hold: policy.max_hold.and_then(|max| now.checked_add(max)),
             lost: None,
@@ -92,6 +95,15 @@ impl Tenure {
             // In time in any case.
             let after = if wanted < certain { wanted } else { certain.mul_f64(0.9) };
             self.renew_due = sent + after;
+        }
+    }
+
+    /// The keeper sees it. In a crowd its first renewal comes earlier, by up to three quarters, so that those who were taken together are not
+    /// renewed together for ever.
+    pub(crate) fn settle_in(&mut self, crowd: Option<f64>) {
+        if let (true, Some(part)) = (std::mem::take(&mut self.new), crowd) {
+            let after = self.renew_due.saturating_duration_since(self.since);
+            self.renew_due -= after.mul_f64(0.75 * part);
         }
     }
 

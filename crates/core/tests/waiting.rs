@@ -196,3 +196,23 @@ async fn who_has_to_wait_is_told_of_once() {
     between.await.unwrap().unwrap();
     assert_eq!(told.load(Ordering::SeqCst), 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn locks_of_a_store_that_answers_at_once_leave_others_their_time() {
+    let mutex = Client::new(MemoryBackend::new()).mutex("k");
+    let waiting = {
+        let mutex = mutex.clone();
+        tokio::spawn(async move { mutex.lock().await.unwrap().release().await.unwrap() })
+    };
+    for turn in 0.. {
+        if waiting.is_finished() {
+            break;
+        }
+        assert!(turn < 10_000, "nobody else comes to run");
+        let guard = match turn % 2 {
+            0 => Some(mutex.lock().await.unwrap()),
+            _ => mutex.try_lock().await.unwrap(),
+        };
+        drop(guard);
+    }
+}

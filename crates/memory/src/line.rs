@@ -15,7 +15,6 @@ const RECHECK: Duration = Duration::from_secs(5);
 const BLOCK: u32 = 256;
 
 /// Holders and waiters of a key. Whatever stands behind an exclusive entry has to wait.
-#[derive(Default)]
 pub(crate) struct Line {
     entries: VecDeque<Entry>,
     /// No entry ends before this.
@@ -73,6 +72,11 @@ pub(crate) enum Push {
 }
 
 impl Line {
+    /// With room for its holder: most have nobody else.
+    pub(crate) fn for_one() -> Self {
+        Self { entries: VecDeque::with_capacity(1), ends_from: None }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -116,7 +116,7 @@ impl State {
             self.sweep(now, pushes);
         }
         let entry = self.lines.entry(claim.key().clone());
-        let line = entry.or_insert_with(|| self.kept.pop().unwrap_or_default());
+        let line = entry.or_insert_with(|| self.kept.pop().unwrap_or_else(Line::for_one));
         line.expire(now, &mut self.tokens, pushes);
         let found = line.enter(claim, now, &mut self.tokens);
         let standing = standing(&found, line, now);
@@ -148,6 +148,10 @@ impl State {
             let line = entry.remove();
             if self.kept.len() < KEPT_LINES {
                 self.kept.extend(line.recycled(KEPT_ENTRIES));
+            }
+            // What many keys needed once is given back.
+            if self.lines.capacity() / 8 > self.lines.len().max(FEW_LINES) {
+                self.lines.shrink_to(self.lines.len() * 2);
             }
         }
         Some(value)

@@ -43,6 +43,18 @@ pub(crate) struct Places {
     confirm: bool,
 }
 
+/// A table as small as this is kept as it is.
+const FEW: usize = 32;
+
+/// Takes a place out. What many claims needed once is given back.
+fn forget(table: &mut HashMap<Owner, Place>, owner: Owner) -> Option<Place> {
+    let place = table.remove(&owner);
+    if table.capacity() / 8 > table.len().max(FEW) {
+        table.shrink_to(table.len() * 2);
+    }
+    place
+}
+
 /// What is known of one of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -125,14 +137,14 @@ impl Places {
 
     /// An owner id is over.
     pub(crate) fn leave(&self, owner: Owner) -> Option<Place> {
-        self.table().remove(&owner)
+        forget(&mut self.table(), owner)
     }
 
     /// The store has nothing of this claim of the owner any more.
     pub(crate) fn leave_as(&self, owner: Owner, serial: u64) {
         let mut table = self.table();
         if table.get(&owner).is_some_and(|place| place.serial == serial) {
-            table.remove(&owner);
+            forget(&mut table, owner);
         }
     }
 

@@ -103,7 +103,8 @@ pub async fn fault_a7_dropped_in_flight(stage: &Stage) {
         let (faulty, client) = faulty(stage);
         faulty.next(Op::Acquire, fault);
         let mutex = client.mutex(Stage::NAME);
-        time::timeout(BRIEF, mutex.lock()).await.expect_err("it hangs");
+        // Before the store gives up by itself.
+        time::timeout(BRIEF / 2, mutex.lock()).await.expect_err("it hangs");
         faulty.heal();
         is_gone(stage).await;
         lock(&stage.other_client().await).await.release().await.expect("an answer");

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How many claims go into one call of the store.
-const BATCH: usize = 256;
+pub(super) const BATCH: usize = 256;
 
 /// A place is looked at no more often than that, and no less, whatever the store says.
 const SHORTEST_RECHECK: Duration = Duration::from_millis(1);

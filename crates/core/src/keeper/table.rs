@@ -12,6 +12,8 @@ use crate::{
     tenure::End,
 };
 
+use super::round::BATCH;
+
 /// A claim's place in the table.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Slot {
@@ -73,6 +75,9 @@ impl Table {
     /// Moves a claim to its place. `true`: the task has to know, it would wake too late.
     pub(super) fn place(&mut self, claim: &Claim) -> bool {
         let mut state = claim.state();
+        if let Phase::Held(tenure) = &mut state.phase {
+            tenure.settle_in((self.due.len() >= BATCH).then(|| fraction(self.serial)));
+        }
         let due = state.due();
         if !state.is_misplaced() {
             return false;
@@ -124,9 +129,16 @@ impl Table {
         let horizon = Slot { at: now + slack(claim.ttl()), serial: u64::MAX };
         let mut taken = Vec::new();
         for (slot, claim) in self.due.range(..=horizon) {
-            if slot.at <= now || is_soon(claim, now) {
-                taken.push(*slot);
+            if now < slot.at {
+                // Those who are not due yet fill up a batch. More of them would be a burst.
+                if taken.len().is_multiple_of(BATCH) {
+                    break;
+                }
+                if !is_soon(claim, now) {
+                    continue;
+                }
             }
+            taken.push(*slot);
         }
         taken
             .iter()
@@ -191,6 +203,12 @@ enum Verdict {
     End(End),
     Renew(Due),
     Wait,
+}
+
+/// A number from 0 to 1, so that any row of them is spread evenly: multiples of the golden ratio.
+fn fraction(serial: u64) -> f64 {
+    let scattered = (serial as u32).wrapping_mul(0x9e37_79b9);
+    f64::from(scattered) / f64::from(u32::MAX)
 }
 
 /// Renewals that are due within a 48th of the ttl go together.

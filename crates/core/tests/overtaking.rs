@@ -1,0 +1,110 @@
+//! Under load, on several threads: how many of one process may go before another one's waiter, and what 0 means.
+
+mod support;
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use distlock_core::{Backend as _, Client, Owner, Standing};
+use support::Bent;
+use tokio::task::JoinSet;
+
+const TASKS: usize = 16;
+const TURNS: usize = 50;
+
+/// Turns of everybody, and how many there were when the other process was given its place.
+#[derive(Default)]
+struct Course {
+    turns: AtomicUsize,
+    placed_at: Mutex<Option<usize>>,
+    /// The most turns that went before a place.
+    most: AtomicUsize,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_limit_bounds_how_many_go_before_another_process() {
+    for limit in [1, 4, 32] {
+        let course = Arc::new(Course::default());
+        let placed = Arc::clone(&course);
+        let store = Bent::new();
+        // The process that is overtaken.
+        let other = store.clone().acquire(move |store, claim, _| {
+            let placed = Arc::clone(&placed);
+            async move {
+                let standing = store.acquire(&claim).await?;
+                if matches!(standing, Standing::Queued { .. }) {
+                    let turns = placed.turns.load(Ordering::SeqCst);
+                    *placed.placed_at.lock().unwrap() = Some(turns);
+                }
+                Ok(standing)
+            }
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let client = Client::builder(store).cohort_limit(limit).build().unwrap();
+        let mut tasks = JoinSet::new();
+        for _ in 0..TASKS {
+            let (mutex, course, stop) = (client.mutex("k"), Arc::clone(&course), Arc::clone(&stop));
+            tasks.spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let guard = mutex.lock().await.unwrap();
+                    course.turns.fetch_add(1, Ordering::SeqCst);
+                    guard.release().await.unwrap();
+                }
+            });
+        }
+        // One waiter has nobody to hand on to: each of its turns stood in the store's line, or found the lock free.
+        let other = Client::new(other).mutex("k");
+        let mut places = 0;
+        while places < TURNS {
+            let guard = other.lock().await.unwrap();
+            let turns = course.turns.load(Ordering::SeqCst);
+            if let Some(before) = course.placed_at.lock().unwrap().take() {
+                course.most.fetch_max(turns - before, Ordering::SeqCst);
+                places += 1;
+            }
+            guard.release().await.unwrap();
+        }
+        stop.store(true, Ordering::SeqCst);
+        tasks.join_all().await;
+        let most = course.most.load(Ordering::SeqCst);
+        // The one who had the lock at that moment, and had not counted its turn yet.
+        assert!(most <= limit as usize + 1, "{most} went before, the limit is {limit}");
+        assert!(0 < most, "nobody was overtaken: this shows nothing");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_a_cohort_all_are_served_in_the_order_of_their_arrival() {
+    let arrived = Arc::new(Mutex::new(Vec::<Owner>::new()));
+    let served = Arc::new(Mutex::new(Vec::<Owner>::new()));
+    let line = Arc::new(tokio::sync::Mutex::new(()));
+    let noted = Arc::clone(&arrived);
+    let store = Bent::new().acquire(move |store, claim, _| {
+        let (noted, line) = (Arc::clone(&noted), Arc::clone(&line));
+        async move {
+            // Nobody comes in between the store's answer and its being noted.
+            let _alone = line.lock().await;
+            let standing = store.acquire(&claim).await;
+            noted.lock().unwrap().push(claim.owner());
+            standing
+        }
+    });
+    let mut tasks = JoinSet::new();
+    for _ in 0..2 {
+        let client = Client::builder(store.clone()).cohort_limit(0).build().unwrap();
+        for _ in 0..TASKS {
+            let (mutex, served) = (client.mutex("k"), Arc::clone(&served));
+            tasks.spawn(async move {
+                for _ in 0..TURNS {
+                    let guard = mutex.lock().await.unwrap();
+                    served.lock().unwrap().push(guard.owner());
+                    guard.release().await.unwrap();
+                }
+            });
+        }
+    }
+    tasks.join_all().await;
+    assert_eq!(*served.lock().unwrap(), *arrived.lock().unwrap());
+}
