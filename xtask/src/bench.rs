@@ -120,7 +120,8 @@ fn about(busy: &[(&str, f64)]) -> Result<String> {
         commit.trim(),
         value(&file("/proc/cpuinfo"), "model name"),
         value(&file("/etc/os-release"), "PRETTY_NAME"),
-        file("/proc/sys/kernel/osrelease").trim(),
+        // The two numbers that matter, without what its builder added.
+        file("/proc/sys/kernel/osrelease").split('.').take(2).collect::<Vec<_>>().join("."),
         busy.join(", "),
         rustc.trim(),
         crates.join(", "),

@@ -26,12 +26,13 @@ use tokio::{
 };
 
 const LEFT_OUT: &str = "\
-Left out, and why: \
-`redlock` (its async call keeps a thread of the runtime busy with blocking connections and asks without a pause), \
-`distributed-lock-redis` (its mutex does not wait, and does not exclude: 5355 of 9573 acquisitions overlapped), \
-`redis-lock` and `rds_lock` (no release since 2024; the first gives a ttl of milliseconds to the server as seconds), \
-`redsync` and `redisson` (blocking, or not renewed since their first release), \
-`dlock` (DynamoDB). \
+Left out, of those that we know of, and why: \
+`redlock` (its async call blocks the runtime's thread: blocking connections, and sleeps), \
+`distributed-lock-redis` (its mutex does not wait, and when it was tried did not exclude: 5355 of 9573 acquisitions overlapped), \
+`redis-lock` (its script gives a ttl of milliseconds to the server as seconds, so a lock that is left behind stays for a thousand times as long), \
+`redsync` (blocking), \
+`rds_lock`, `redisson` (not tried: the one looked idle, the renewal of the other broken, when their sources were read), \
+`dlock` (another store: DynamoDB). \
 A library of a name with a pause polls that often in place of its default.";
 
 fn main() {
@@ -162,7 +163,7 @@ async fn alone(report: &mut Report, url: &str, driver: &Driver) {
         &measured,
         0,
         false,
-        "it keeps no line and gives no token, so its commands are fewer in the server",
+        "part of it is the server's time, which a line and a token cost: see the table; part is the driver's and ours, and not explained",
     );
     report.goal(&Goal {
         what: "peers: lock and release, nobody else, p50 µs",
@@ -246,7 +247,7 @@ async fn baton(report: &mut Report, url: &str, driver: &Driver) {
         &["", "all done ms", "gap p50 µs", "p99 µs", "requests each", "inversions %"],
         &rows(&measured),
     );
-    report.say("All done in 32 ms would be the ideal. Inversions: pairs, one served right after the other, of which the second had come first; 50 % is chance.");
+    report.say("All done in 32 ms would be the ideal. Inversions: pairs, one served right after the other, of which the second had come first; 50 % is chance. The clients come 5 ms apart: who polls at a fixed interval keeps that distance, so that its few inversions are this measurement's doing, not the library's.");
     report.bars("baton", "Hand-over between 16 clients: gap p50, µs", &bars(&measured, 1));
     let idle = idle_ping(driver).await;
     report.say(&format!(
