@@ -17,7 +17,7 @@ use crate::{
     lease::Lease,
     leases::Leases,
     members::{Answered, Members},
-    request::{Ask, Found, Own, Reply, Request, Write},
+    request::{Ask, Found, Own, Reading, Reply, Request, Write},
     settle::{self, Effect},
     table::{Phase, Place, Scope, Table},
     upkeep::Upkeep,
@@ -172,8 +172,19 @@ impl Store {
             }
             (Ok(answer), _) => self.found(claim, place, &lease, &value, queue, answer).await,
         };
-        self.table().end_ask(&place.line);
-        if let Some(before) = before {
+        let free = {
+            let mut table = self.table();
+            table.end_ask(&place.line);
+            match (before, table.record_mut(place)) {
+                // Its key may be bound to either.
+                (Some(before), Some(record)) if asked.is_err() => {
+                    record.others.push(before);
+                    None
+                }
+                (before, _) => before,
+            }
+        };
+        if let Some(before) = free {
             self.leases.put_back(before);
         }
         asked
@@ -257,28 +268,11 @@ impl Store {
             self.forsake(place);
             return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
         };
-        let (phase, effects) = {
-            let mut table = self.table();
-            let Some(name) = table.names.get_mut(&place.line) else { return Ok(Asked::Again) };
-            let gone = name.line.is_gone(&place.nonce, own.created);
-            // Without a record it was released meanwhile, and its key is deleted right after.
-            let Some(record) = name.records.get_mut(&place.nonce).filter(|_| !gone) else {
-                drop(table);
-                self.fail(place, lease, ambiguous);
-                return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
-            };
-            (record.created, record.modified) = (own.created, own.modified);
-            record.ambiguous |= ambiguous;
-            if ambiguous {
-                record.used.lease().retire();
-            }
-            if record.phase == Phase::Asking {
-                record.phase = Phase::Waiting;
-            }
-            let mut effects = name.read(&reading);
-            // The answer tells it.
-            effects.retain(|effect| !matches!(effect, Effect::Grant { claim: granted, .. } if granted.owner() == claim.owner()));
-            (table.record(place).map(|record| record.phase), effects)
+        let Some((phase, effects)) = self.enlist(claim, place, &own, &reading, ambiguous) else {
+            self.fail(place, lease, ambiguous);
+            // It was released meanwhile. That may have come before this.
+            self.writer.send(Request::Delete { own: place.own() }).await?;
+            return Ok(Asked::Standing(Standing::Nothing { retry_in: None }));
         };
         self.carry_out(effects);
         match phase {
@@ -298,6 +292,35 @@ impl Store {
             }
             None => Ok(Asked::Again),
         }
+    }
+
+    /// Takes in what was found of a key that is there. Gives back where its claim stands now, and what else follows; nothing if there is no such claim
+    /// any more.
+    fn enlist(
+        &self,
+        claim: &Claim,
+        place: &Place,
+        own: &Own,
+        reading: &Reading,
+        ambiguous: bool,
+    ) -> Option<(Option<Phase>, Vec<Effect>)> {
+        let mut table = self.table();
+        let name = table.names.get_mut(&place.line)?;
+        let gone = name.line.is_gone(&place.nonce, own.created);
+        let record = name.records.get_mut(&place.nonce).filter(|_| !gone)?;
+        (record.created, record.modified) = (own.created, own.modified);
+        record.ambiguous |= ambiguous;
+        if ambiguous {
+            record.used.lease().retire();
+        }
+        if record.phase == Phase::Asking {
+            record.phase = Phase::Waiting;
+        }
+        let mut effects = name.read(reading);
+        // The answer tells it.
+        let told = |granted: &Claim| granted.owner() == claim.owner();
+        effects.retain(|effect| !matches!(effect, Effect::Grant { claim, .. } if told(claim)));
+        Some((table.record(place).map(|record| record.phase), effects))
     }
 
     /// Writes a key that is there.
