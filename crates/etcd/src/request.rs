@@ -106,6 +106,14 @@ impl Request {
         }
     }
 
+    /// How many operations of a transaction it takes.
+    pub(crate) const fn operations(&self) -> usize {
+        match self {
+            Self::Ask(_) => 2,
+            Self::Cut { .. } | Self::Delete { .. } | Self::Write(_) => 1,
+        }
+    }
+
     /// The condition under which it is sure to be carried out, with the operations and how many they are: for what succeeds nearly always, so that many
     /// can go into one transaction without a part of their own, which costs the server half as much.
     pub(crate) fn flat(&self) -> Option<(Option<Compare>, Vec<TxnOp>)> {

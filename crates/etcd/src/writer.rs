@@ -26,8 +26,8 @@ use crate::{
     request::{Reply, Request, deleted},
 };
 
-/// How many requests go into one transaction. A server allows 128 operations, a request within one being at most two.
-const BATCH: usize = 60;
+/// How many operations go into one transaction: what a server allows if nothing else was said to it. One that allows less gets them one by one.
+const OPERATIONS: usize = 128;
 
 /// How many requests may wait for their turn; who comes then waits to be allowed to wait.
 const QUEUE: usize = 4096;
@@ -111,17 +111,19 @@ fn choose(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
     }
     let mut batch: Vec<Pending> = Vec::new();
     let mut left = VecDeque::new();
+    let mut operations = 0;
     let mut taken = HashSet::new();
     while let Some(pending) = waiting.pop_front() {
         let request = &pending.request;
         let (own, line) = (request.own().to_owned(), request.line().map(str::to_owned));
-        let free = batch.len() < BATCH
+        let free = operations + request.operations() <= OPERATIONS
             && !taken.contains(&own)
             && line.as_ref().is_none_or(|line| !taken.contains(line));
         // What is left behind must not be overtaken by a later request about the same.
         taken.insert(own);
         taken.extend(line);
         if free {
+            operations += request.operations();
             batch.push(pending);
         } else {
             left.push_back(pending);
@@ -254,6 +256,6 @@ mod tests {
             .map(|request| Pending { request, reply: oneshot::channel().0 })
             .collect();
         let sizes: Vec<_> = (0..3).map(|_| choose(&mut waiting).len()).collect();
-        assert_eq!(sizes, [60, 60, 30]);
+        assert_eq!(sizes, [64, 64, 22]);
     }
 }
