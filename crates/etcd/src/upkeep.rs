@@ -9,7 +9,7 @@ use std::{
 use distlock_core::LossReason;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -110,16 +110,16 @@ pub(crate) async fn run(store: Weak<Store>, wake: Arc<Notify>) {
             store.upkeep.state().next = Some(next);
             next
         };
-        tokio::select! {
-            () = sleep_until(next) => {}
-            () = wake.notified() => {
-                // What is due next may be sooner now.
-                let sooner = store.upgrade().and_then(|store| store.upkeep.state().next);
-                if let Some(sooner) = sooner {
-                    sleep_until(sooner.min(next)).await;
-                }
-            }
-        }
+        wait(next, &wake, || store.upgrade()?.upkeep.state().next).await;
+    }
+}
+
+/// Waits until this time, or until what has become due sooner meanwhile.
+async fn wait(mut next: Instant, wake: &Notify, due: impl Fn() -> Option<Instant>) {
+    while timeout_at(next, wake.notified()).await.is_ok() {
+        // Nothing is due any more when there is no store.
+        let Some(sooner) = due() else { return };
+        next = next.min(sooner);
     }
 }
 
@@ -240,5 +240,29 @@ impl Store {
             self.writer.send(Request::Cut { own: own.clone(), lease: lease.id() }).await?;
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_sooner_is_not_overslept_however_often_that_changes() {
+        let (started, upkeep) = (Instant::now(), Upkeep::default());
+        let at = |ms| started + Duration::from_millis(ms);
+        upkeep.state().next = Some(at(500));
+        let waiting = wait(at(500), &upkeep.wake, || upkeep.state().next);
+        let others = async {
+            for sooner in [400, 10] {
+                upkeep.wake_at(at(sooner));
+                // Whoever waits has heard of one before the next comes.
+                for _ in 0..4 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::join!(waiting, others);
+        assert_eq!(started.elapsed(), Duration::from_millis(10));
     }
 }
