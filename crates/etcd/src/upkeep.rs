@@ -86,6 +86,19 @@ impl Upkeep {
         self.wake_at(next);
     }
 
+    /// What is asked for from now on may have been overlooked.
+    fn begin_look(&self) {
+        self.state().next = None;
+    }
+
+    /// Nothing that was seen is due before this time. Gives back when to look next.
+    fn end_look(&self, next: Instant) -> Instant {
+        let mut state = self.state();
+        let next = state.next.map_or(next, |sooner| sooner.min(next));
+        state.next = Some(next);
+        next
+    }
+
     pub(crate) fn wake(&self) -> Arc<Notify> {
         Arc::clone(&self.wake)
     }
@@ -103,12 +116,10 @@ pub(crate) async fn run(store: Weak<Store>, wake: Arc<Notify>) {
                 return;
             };
             let now = Instant::now();
-            let soonest = now + SHORTEST;
+            store.upkeep.begin_look();
             // Whatever goes wrong with one look must not end the next.
             let next = catch_unwind(AssertUnwindSafe(|| store.look_after(now)));
-            let next = next.unwrap_or(now + LONGEST).max(soonest);
-            store.upkeep.state().next = Some(next);
-            next
+            store.upkeep.end_look(next.unwrap_or(now + LONGEST).max(now + SHORTEST))
         };
         wait(next, &wake, || store.upgrade()?.upkeep.state().next).await;
     }
@@ -264,5 +275,17 @@ mod tests {
         };
         tokio::join!(waiting, others);
         assert_eq!(started.elapsed(), Duration::from_millis(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_up_during_a_look_is_not_forgotten_by_it() {
+        let (now, upkeep) = (Instant::now(), Upkeep::default());
+        let at = |ms| now + Duration::from_millis(ms);
+        upkeep.state().next = Some(now);
+        upkeep.begin_look();
+        upkeep.wake_at(at(10));
+        assert_eq!(upkeep.end_look(at(500)), at(10));
+        upkeep.begin_look();
+        assert_eq!(upkeep.end_look(at(500)), at(500));
     }
 }
