@@ -91,7 +91,7 @@ impl Upkeep {
         self.state().next = None;
     }
 
-    /// Nothing that was seen is due before this time. Gives back when to look next.
+    /// Nothing that was seen is due before this time. Gives back what is due next.
     fn end_look(&self, next: Instant) -> Instant {
         let mut state = self.state();
         let next = state.next.map_or(next, |sooner| sooner.min(next));
@@ -111,17 +111,18 @@ impl Upkeep {
 /// Does what has to be done, for as long as the store is there.
 pub(crate) async fn run(store: Weak<Store>, wake: Arc<Notify>) {
     loop {
-        let next = {
+        let (next, soonest) = {
             let Some(store) = store.upgrade().filter(|store| store.check_open().is_ok()) else {
                 return;
             };
             let now = Instant::now();
+            let soonest = now + SHORTEST;
             store.upkeep.begin_look();
             // Whatever goes wrong with one look must not end the next.
             let next = catch_unwind(AssertUnwindSafe(|| store.look_after(now)));
-            store.upkeep.end_look(next.unwrap_or(now + LONGEST).max(now + SHORTEST))
+            (store.upkeep.end_look(next.unwrap_or(now + LONGEST)).max(soonest), soonest)
         };
-        wait(next, &wake, || store.upgrade()?.upkeep.state().next).await;
+        wait(next, &wake, || Some(store.upgrade()?.upkeep.state().next?.max(soonest))).await;
     }
 }
 
