@@ -4,7 +4,8 @@ use std::fmt;
 
 use etcd_client::{Compare, CompareOp};
 
-/// What is true in etcd for as long as a lock is held, and never again: that its key exists, with the create revision that it was granted with.
+/// What is true in etcd for as long as a lock is held: that its key exists, with the create revision that it was granted with. When another one has
+/// the lock it never is again; the rest of a minimal hold, and hand-overs inside the process, keep the key.
 ///
 /// Put it into the conditions of a transaction ([`Fence::compare`]), and a holder that was too slow writes nothing. Made by
 /// [`EtcdBackend::fence`](crate::EtcdBackend::fence). For another client than `etcd-client`, [`key`](Self::key) and

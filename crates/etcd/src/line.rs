@@ -10,7 +10,7 @@ use distlock_core::Mode;
 
 use crate::{
     layout::{self, Nonce},
-    request::Reading,
+    request::Entry,
 };
 
 /// Who stands in a line, as far as this process knows.
@@ -24,22 +24,21 @@ pub(crate) struct Line {
 
 impl Line {
     /// Takes in what stood in the line at one revision.
-    pub(crate) fn merge(&mut self, reading: &Reading) {
-        let here: HashMap<&[u8], i64> =
-            reading.entries.iter().map(|entry| (&*entry.nonce, entry.created)).collect();
+    pub(crate) fn merge(&mut self, revision: i64, here: &HashMap<&[u8], &Entry>) {
         let left: Vec<_> = self
             .entries
             .keys()
             .filter(|(created, nonce)| {
-                *created <= reading.revision && here.get(&**nonce) != Some(created)
+                let stays = here.get(&**nonce).is_some_and(|entry| entry.created == *created);
+                *created <= revision && !stays
             })
             .map(|(_, nonce)| nonce.clone())
             .collect();
         for nonce in left {
             self.remove(&nonce);
         }
-        for entry in &reading.entries {
-            self.add(&entry.nonce, entry.created);
+        for (nonce, entry) in here {
+            self.add(nonce, entry.created);
         }
     }
 
@@ -112,7 +111,7 @@ mod tests {
     use distlock_core::Owner;
 
     use super::*;
-    use crate::request::Entry;
+    use crate::request::Reading;
 
     fn nonce(mode: Mode, id: u128) -> Nonce {
         layout::nonce(mode, Owner::new(id)).into_bytes().into()
@@ -127,6 +126,10 @@ mod tests {
         Reading { revision, entries: entries.iter().map(entry).collect() }
     }
 
+    fn merge(line: &mut Line, reading: &Reading) {
+        line.merge(reading.revision, &reading.by_nonce());
+    }
+
     fn admitted(line: &Line) -> Vec<i64> {
         line.admitted().map(|(_, created)| created).collect()
     }
@@ -137,12 +140,12 @@ mod tests {
         let mut line = Line::default();
         // An event overtakes the reading in which the deleted one still stands.
         line.delete(&a, 12, true);
-        line.merge(&reading(11, &[(&a, 10), (&b, 11)]));
+        merge(&mut line, &reading(11, &[(&a, 10), (&b, 11)]));
         assert_eq!(admitted(&line), [11]);
         assert!(line.is_gone(&a, 10));
         // One who came after the reading stays, one who left before it goes.
         line.add(&c, 15);
-        line.merge(&reading(14, &[]));
+        merge(&mut line, &reading(14, &[]));
         assert_eq!(admitted(&line), [15]);
         line.forget();
         assert!(!line.is_gone(&a, 10));
@@ -154,12 +157,12 @@ mod tests {
         let foreign: Nonce = b"694d7c1bd4e3a20f"[..].into();
         let own = nonce(Mode::Exclusive, 1);
         let mut line = Line::default();
-        line.merge(&reading(20, &[(&foreign, 15), (&own, 18)]));
+        merge(&mut line, &reading(20, &[(&foreign, 15), (&own, 18)]));
         // The events of its first life come late.
         line.add(&foreign, 5);
         line.delete(&foreign, 10, true);
         assert_eq!(admitted(&line), [15], "it is still before us");
-        line.merge(&reading(9, &[(&foreign, 5)]));
+        merge(&mut line, &reading(9, &[(&foreign, 5)]));
         assert_eq!(admitted(&line), [15]);
         line.delete(&foreign, 21, true);
         assert_eq!(admitted(&line), [18]);

@@ -3,6 +3,8 @@
 //! A put is bound to the state of the key that it was made for (`mod_revision`), so that a request which arrives late, when its sender has long given it up,
 //! never binds a key to an old lease or an old ttl. A delete needs no condition, since no key is ever used twice.
 
+use std::collections::HashMap;
+
 use etcd_client::{
     Compare, CompareOp, DeleteResponse, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp,
     TxnOpResponse, TxnResponse,
@@ -217,6 +219,10 @@ impl Reading {
             (!nonce.contains(&b'/')).then(|| Entry { created, modified, nonce: nonce.into() })
         };
         Self { revision, entries: answer.kvs().iter().filter_map(nonce).collect() }
+    }
+
+    pub(crate) fn by_nonce(&self) -> HashMap<&[u8], &Entry> {
+        self.entries.iter().map(|entry| (&*entry.nonce, entry)).collect()
     }
 
     pub(crate) fn created(&self, nonce: &[u8]) -> Option<i64> {

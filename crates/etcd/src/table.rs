@@ -13,7 +13,7 @@ use crate::{
     layout::{self, Nonce},
     lease::{Lease, Use},
     line::Line,
-    request::{Entry, Reading},
+    request::Reading,
     settle::Effect,
 };
 
@@ -216,14 +216,17 @@ impl Table {
 
     /// Everything that is bound to a lease is gone.
     pub(crate) fn lease_gone(&mut self, lease: &Lease) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        for name in self.names.values_mut() {
+        let (mut effects, mut left) = (Vec::new(), Vec::new());
+        for (line, name) in &mut self.names {
+            let before = effects.len();
             let bound = |record: &mut Record| record.used.lease().id() == lease.id();
             let gone = name.records.extract_if(|_, record| bound(record));
             effects.extend(gone.map(|(_, record)| Effect::Gone(record)));
+            if before < effects.len() {
+                left.push(Arc::clone(line));
+            }
         }
-        let empty: Vec<_> = self.names.keys().cloned().collect();
-        empty.iter().for_each(|line| self.tidy(line));
+        left.iter().for_each(|line| self.tidy(line));
         effects
     }
 }
@@ -268,9 +271,8 @@ impl Name {
     /// The line was read.
     pub(crate) fn read(&mut self, reading: &Reading) -> Vec<Effect> {
         let now = Instant::now();
-        self.line.merge(reading);
-        let here: HashMap<&[u8], &Entry> =
-            reading.entries.iter().map(|entry| (&*entry.nonce, entry)).collect();
+        let here = reading.by_nonce();
+        self.line.merge(reading.revision, &here);
         let gone: Vec<_> = self
             .records
             .extract_if(|nonce, record| {
