@@ -22,6 +22,7 @@ mod background;
 mod connection;
 mod frame;
 mod raw;
+mod wire;
 
 use std::{
     collections::HashMap,
@@ -32,12 +33,11 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
-    task::AbortHandle,
+    sync::{oneshot, watch},
     time::{Instant, timeout},
 };
 
-use self::background::Background;
+use self::{background::Background, wire::End};
 
 pub use self::raw::RawProxy;
 
@@ -120,6 +120,18 @@ impl Proxy {
         self.rule(nth, matcher, Fate::Twice);
     }
 
+    /// The `nth` request from now on that matches is executed, and its connection ends after the
+    /// first `bytes` of the reply, in the middle of it if it is longer.
+    pub fn cut_reply(&self, nth: usize, matcher: impl Into<Matcher>, bytes: usize) {
+        self.rule(nth, matcher, Fate::CutReply(bytes));
+    }
+
+    /// The connection of the `nth` request from now on that matches ends after its first `bytes`,
+    /// in the middle of it if it is longer.
+    pub fn cut_request(&self, nth: usize, matcher: impl Into<Matcher>, bytes: usize) {
+        self.rule(nth, matcher, Fate::CutRequest(bytes));
+    }
+
     /// Messages of subscriptions disappear, or no longer do.
     pub fn drop_messages(&self, on: bool) {
         self.shared.state().drop_messages = on;
@@ -132,6 +144,11 @@ impl Proxy {
             Direction::ToClient => state.delay_to_client = duration,
             Direction::ToServer => state.delay_to_server = duration,
         }
+    }
+
+    /// Everything is written in slices of so many bytes from now on, or whole again with 0.
+    pub fn slice(&self, bytes: usize) {
+        self.shared.state().slice = bytes;
     }
 
     /// Nothing passes on any connection, in both directions, until this is switched off again; then
@@ -147,9 +164,12 @@ impl Proxy {
 
     /// Ends all connections.
     pub fn cut(&self) {
-        for (_, connection) in self.shared.state().connections.drain() {
-            connection.abort();
-        }
+        self.shared.end(End::Cut);
+    }
+
+    /// Ends all connections with a reset (RST), so that both ends get an error at once.
+    pub fn reset(&self) {
+        self.shared.end(End::Reset);
     }
 
     /// Ends the connections on which a request that matches was seen, and says how many these were.
@@ -162,10 +182,10 @@ impl Proxy {
         let mut ended = 0;
         for (connection, request) in requests.iter() {
             if matcher.matches(request)
-                && let Some(task) = connections.remove(connection)
+                && let Some(end) = connections.get_mut(connection).and_then(Option::take)
             {
-                task.abort();
-                ended += 1;
+                // Who does not listen has ended.
+                ended += usize::from(end.send(End::Cut).is_ok());
             }
         }
         ended
@@ -174,7 +194,7 @@ impl Proxy {
     /// How many connections are open.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.state().connections.values().filter(|task| !task.is_finished()).count()
+        self.shared.state().connections.len()
     }
 
     /// How many requests that match arrived at the proxy, delivered or not.
@@ -286,11 +306,13 @@ struct State {
     rules: Vec<Rule>,
     /// Each with its connection.
     requests: Vec<(u64, Vec<Vec<u8>>)>,
-    connections: HashMap<u64, AbortHandle>,
+    /// What ends them, until it has been used.
+    connections: HashMap<u64, Option<oneshot::Sender<End>>>,
     delay_to_client: Duration,
     delay_to_server: Duration,
     drop_messages: bool,
     refuse: bool,
+    slice: usize,
 }
 
 struct Rule {
@@ -304,6 +326,8 @@ struct Rule {
 enum Fate {
     CutAfter,
     CutBefore,
+    CutReply(usize),
+    CutRequest(usize),
     Pass,
     SilenceAfter,
     SilenceBefore,
@@ -313,6 +337,13 @@ enum Fate {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, how: End) {
+        for end in self.state().connections.values_mut().filter_map(Option::take) {
+            // Who does not listen has ended.
+            let _ = end.send(how);
+        }
     }
 
     fn count(&self, matcher: &Matcher) -> usize {

@@ -1,7 +1,8 @@
 //! The fault proxy, each fault on a real server.
 
 use std::{
-    io,
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
@@ -154,4 +155,44 @@ fn requests_in_one_packet_are_told_apart() {
     let nested = connection.command(&["EVAL", "return {1,{'x',false},{}}", "0"]).unwrap();
     assert!(matches!(nested, Reply::Array(list) if list.len() == 3));
     assert_eq!(proxy.count("LRANGE"), 1);
+}
+
+#[test]
+fn a_frame_can_be_cut_in_its_middle() {
+    let (server, proxy, mut connection) = start();
+    proxy.cut_reply(2, "ECHO", 6);
+    assert_eq!(connection.command(&["ECHO", "whole"]).unwrap(), text("whole"));
+    let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+    stream.write_all(b"*2\r\n$4\r\nECHO\r\n$5\r\nwhole\r\n").unwrap();
+    let mut part = String::new();
+    stream.read_to_string(&mut part).unwrap();
+    assert_eq!(part, "$5\r\nwh", "and what comes before it is whole");
+    proxy.cut_request(1, "INCR", 9);
+    assert!(is_cut(connection.command(&["INCR", "n"])));
+    assert_eq!(server.command(&["EXISTS", "n"]).unwrap(), "0");
+    let mut again = Connection::tcp(proxy.port()).unwrap();
+    assert_eq!(again.command(&["INCR", "n"]).unwrap(), Reply::Integer(1), "a rule acts once");
+}
+
+#[test]
+fn a_reset_is_an_error_at_once() {
+    let (_server, proxy, mut connection) = start();
+    connection.command(&["PING"]).unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+    stream.write_all(b"PING\r\n").unwrap();
+    stream.read_exact(&mut [0; 7]).unwrap();
+    proxy.reset();
+    let error = stream.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert!(is_cut(connection.command(&["PING"])));
+    wait_until("they are gone", Duration::from_secs(10), || Ok(proxy.connections() == 0)).unwrap();
+}
+
+#[test]
+fn slices_are_put_together_again() {
+    let (_server, proxy, mut connection) = start();
+    proxy.slice(1);
+    let long = "0123456789".repeat(100);
+    assert_eq!(connection.command(&["ECHO", &long]).unwrap(), text(&long));
+    assert_eq!(proxy.count("ECHO"), 1);
 }

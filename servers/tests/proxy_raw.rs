@@ -170,6 +170,14 @@ async fn a_cut_can_wait_for_its_byte() {
 }
 
 #[test]
+fn slices_come_in_order_and_whole() {
+    let (proxy, mut stream) = start();
+    proxy.slice(3);
+    let long = "0123456789".repeat(100);
+    assert_eq!(ask(&mut stream, &long).unwrap(), long);
+}
+
+#[test]
 fn refused_connections_end_at_once() {
     let (proxy, mut stream) = start();
     ask(&mut stream, "a").unwrap();

@@ -1,4 +1,4 @@
-//! One connection through the proxy: four loops in one task, so that ending it is aborting it.
+//! One connection through the proxy: four loops in one task, so that all end together.
 
 use std::{
     collections::VecDeque,
@@ -9,19 +9,22 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncReadExt,
     net::{
         TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
+        tcp::{ReadHalf, WriteHalf},
     },
     sync::{
         mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-        watch,
+        oneshot, watch,
     },
     time::{Instant, sleep_until},
 };
 
-use super::{Fate, Parcel, Shared, frame};
+use super::{
+    Fate, Parcel, Shared, frame,
+    wire::{End, finish, write},
+};
 
 /// Whose reply comes next on one connection.
 type Pending = Mutex<VecDeque<Expected>>;
@@ -35,6 +38,7 @@ struct Expected {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ReplyFate {
     Cut,
+    CutWithin(usize),
     Discard,
     Pass,
     Silence,
@@ -46,39 +50,61 @@ pub(super) async fn serve(listener: TcpListener, upstream: SocketAddr, shared: A
         if shared.state().refuse {
             continue;
         }
-        let task = tokio::spawn(connect(client, upstream, id, Arc::clone(&shared)));
-        shared.state().connections.insert(id, task.abort_handle());
+        let (end, ended) = oneshot::channel();
+        shared.state().connections.insert(id, Some(end));
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            connect(client, upstream, id, &shared, ended).await;
+            shared.state().connections.remove(&id);
+        });
     }
 }
 
-async fn connect(client: TcpStream, upstream: SocketAddr, id: u64, shared: Arc<Shared>) {
-    // In a black hole not even the handshake passes.
-    open(&mut shared.blackhole.subscribe()).await;
-    let Ok(server) = TcpStream::connect(upstream).await else { return };
+async fn connect(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    id: u64,
+    shared: &Shared,
+    mut ended: oneshot::Receiver<End>,
+) {
+    let dial = async {
+        // In a black hole not even the handshake passes.
+        open(&mut shared.blackhole.subscribe()).await;
+        TcpStream::connect(upstream).await
+    };
+    let server = tokio::select! {
+        server = dial => server,
+        how = &mut ended => return finish(how.ok(), &[&client]),
+    };
+    let Ok(mut server) = server else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let (client_read, client_write) = client.into_split();
-    let (server_read, server_write) = server.into_split();
-    let (to_server, for_server) = unbounded_channel();
-    let (to_client, for_client) = unbounded_channel();
-    let pending = Pending::default();
-    let silent = watch::Sender::new(false);
-    let requests = Requests { id, shared: &shared, pending: &pending, silent: &silent };
-    let upward = async {
-        tokio::join!(
-            requests.forward(client_read, to_server),
-            deliver(for_server, server_write, &shared),
-        );
+    let how = {
+        let (client_read, client_write) = client.split();
+        let (server_read, server_write) = server.split();
+        let (to_server, for_server) = unbounded_channel();
+        let (to_client, for_client) = unbounded_channel();
+        let pending = Pending::default();
+        let silent = watch::Sender::new(false);
+        let requests = Requests { id, shared, pending: &pending, silent: &silent };
+        let upward = async {
+            tokio::join!(
+                requests.forward(client_read, to_server),
+                deliver(for_server, server_write, shared),
+            );
+        };
+        let downward = async {
+            tokio::join!(
+                requests.answer(server_read, to_client),
+                deliver(for_client, client_write, shared),
+            );
+        };
+        tokio::select! {
+            () = upward => None,
+            () = downward => None,
+            how = &mut ended => how.ok(),
+        }
     };
-    let downward = async {
-        tokio::join!(
-            requests.answer(server_read, to_client),
-            deliver(for_client, client_write, &shared),
-        );
-    };
-    tokio::select! {
-        () = upward => {}
-        () = downward => {}
-    }
+    finish(how, &[&client, &server]);
 }
 
 /// What both directions of a connection share.
@@ -91,7 +117,7 @@ struct Requests<'a> {
 
 impl Requests<'_> {
     /// From the client to the server, until the client goes away or the connection is cut.
-    async fn forward(&self, from: OwnedReadHalf, to: UnboundedSender<Parcel>) {
+    async fn forward(&self, from: ReadHalf<'_>, to: UnboundedSender<Parcel>) {
         let mut frames = Frames::new(from);
         while let Ok(frame) = frames.next().await {
             if *self.silent.borrow() {
@@ -107,6 +133,13 @@ impl Requests<'_> {
             let (copies, fate) = match self.shared.judge(self.id, request) {
                 Fate::CutAfter => (1, ReplyFate::Cut),
                 Fate::CutBefore => return,
+                Fate::CutReply(bytes) => (1, ReplyFate::CutWithin(bytes)),
+                Fate::CutRequest(bytes) => {
+                    // What was sent before it is delivered first.
+                    let part = frame[..bytes.min(frame.len())].to_vec();
+                    let _ = to.send((Instant::now() + self.shared.state().delay_to_server, part));
+                    return;
+                }
                 Fate::Pass => (1, ReplyFate::Pass),
                 Fate::SilenceAfter => (1, ReplyFate::Silence),
                 Fate::SilenceBefore => {
@@ -125,7 +158,7 @@ impl Requests<'_> {
     }
 
     /// From the server to the client, until the server goes away or the connection is cut.
-    async fn answer(&self, from: OwnedReadHalf, to: UnboundedSender<Parcel>) {
+    async fn answer(&self, from: ReadHalf<'_>, to: UnboundedSender<Parcel>) {
         let mut frames = Frames::new(from);
         while let Ok(frame) = frames.next().await {
             let (delay, drop_messages) = {
@@ -139,6 +172,11 @@ impl Requests<'_> {
             };
             match fate {
                 ReplyFate::Cut => return,
+                ReplyFate::CutWithin(bytes) => {
+                    let part = frame[..bytes.min(frame.len())].to_vec();
+                    let _ = to.send((Instant::now() + delay, part));
+                    return;
+                }
                 ReplyFate::Discard => {}
                 ReplyFate::Silence => {
                     self.silent.send_replace(true);
@@ -176,15 +214,15 @@ fn is_message(frame: &[u8]) -> bool {
 }
 
 /// Reads whole frames.
-struct Frames {
-    from: OwnedReadHalf,
+struct Frames<'a> {
+    from: ReadHalf<'a>,
     buffer: Vec<u8>,
     /// Of the buffer, what has been returned.
     used: usize,
 }
 
-impl Frames {
-    fn new(from: OwnedReadHalf) -> Self {
+impl<'a> Frames<'a> {
+    fn new(from: ReadHalf<'a>) -> Self {
         Self { from, buffer: Vec::new(), used: 0 }
     }
 
@@ -205,14 +243,15 @@ impl Frames {
 }
 
 /// Writes what is due, while the way is open.
-async fn deliver(mut parcels: UnboundedReceiver<Parcel>, mut to: OwnedWriteHalf, shared: &Shared) {
+async fn deliver(mut parcels: UnboundedReceiver<Parcel>, mut to: WriteHalf<'_>, shared: &Shared) {
     let mut blackhole = shared.blackhole.subscribe();
     while let Some((at, bytes)) = parcels.recv().await {
         if Duration::ZERO < at.saturating_duration_since(Instant::now()) {
             sleep_until(at).await;
         }
         open(&mut blackhole).await;
-        if to.write_all(&bytes).await.is_err() {
+        let slice = shared.state().slice;
+        if write(&mut to, &bytes, slice).await.is_err() {
             return;
         }
     }

@@ -39,7 +39,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Direction, PATIENCE, background::Background};
+use super::{Direction, PATIENCE, background::Background, wire::End};
 
 /// A proxy in front of one port of 127.0.0.1 that knows nothing of what passes.
 pub struct RawProxy {
@@ -71,6 +71,11 @@ impl RawProxy {
     /// Everything takes this much longer on its way, from now on.
     pub fn delay(&self, direction: Direction, duration: Duration) {
         *direction.of_mut(&mut self.shared.state().delay) = duration;
+    }
+
+    /// Everything is written in slices of so many bytes from now on, or as it comes again with 0.
+    pub fn slice(&self, bytes: usize) {
+        self.shared.state().slice = bytes;
     }
 
     /// Nothing passes on any connection in this direction, until this is switched off again; then
@@ -210,6 +215,7 @@ struct State {
     cuts: Vec<Cut>,
     delay: Ways<Duration>,
     refuse: bool,
+    slice: usize,
 }
 
 /// What can be done to an open connection.
@@ -223,13 +229,6 @@ struct Connection {
 struct Ways<T> {
     to_client: T,
     to_server: T,
-}
-
-/// How a connection ends before its time.
-#[derive(Clone, Copy)]
-enum End {
-    Cut,
-    Reset,
 }
 
 struct Cut {

@@ -23,8 +23,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Connection, Direction, End, Shared, Ways};
-use crate::proxy::Parcel;
+use super::{Connection, Direction, Shared, Ways};
+use crate::proxy::{
+    Parcel,
+    wire::{End, finish, write},
+};
 
 /// At most this much is read at once.
 const CHUNK: usize = 64 * 1024;
@@ -141,7 +144,8 @@ impl Pipe {
             }
             self.shared.open(direction).await;
             let cut = self.shared.cut(direction, bytes.len());
-            to.write_all(&bytes[..cut.unwrap_or(bytes.len())]).await?;
+            let slice = self.shared.state().slice;
+            write(&mut to, &bytes[..cut.unwrap_or(bytes.len())], slice).await?;
             if cut.is_some() {
                 to.shutdown().await?;
                 return Err(io::ErrorKind::ConnectionAborted.into());
@@ -149,15 +153,5 @@ impl Pipe {
         }
         self.shared.open(direction).await;
         to.shutdown().await
-    }
-}
-
-/// The sockets close when their owner drops them, which is next.
-fn finish(how: Option<End>, sockets: &[&TcpStream]) {
-    if matches!(how, Some(End::Reset)) {
-        for socket in sockets {
-            #[allow(deprecated, reason = "no linger is no blocking; the new name is too new")]
-            let _ = socket.set_linger(Some(Duration::ZERO));
-        }
     }
 }
