@@ -16,6 +16,7 @@ if not v and call('EXISTS', Q) == 0 then
   if last >= us or ARGV[3] ~= '1' then
     local first = us
     if last >= us then first = last + 1 end
+    if first > 2 ^ 53 - ARGV[3] then error('the fencing counter is where numbers are not exact any more') end
     a, z = string.format('%.0f', first), string.format('%.0f', first + ARGV[3] - 1)
   end
   call('SET', F, z, 'PX', ARGV[2] + 3600000)

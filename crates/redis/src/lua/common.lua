@@ -25,6 +25,7 @@ local function block(last, size)
   if last < us and size == '1' then return now, now end
   local a = us
   if last >= us then a = last + 1 end
+  if a > 2 ^ 53 - size then error('the fencing counter is where numbers are not exact any more') end
   return fmt(a), fmt(a + size - 1)
 end
 
@@ -69,13 +70,14 @@ local function promote(L, F, Q, H, last, me, exact)
         end
       end
     end
+    local a, z
+    if owner then a, z = block(last or tonumber(call('GET', F) or '0'), size) end
     -- The first write is one that a full memory does not refuse, nor then what follows.
     call('ZREMRANGEBYRANK', Q, 0, k - 1)
     call('HDEL', H, unpack(fields, 1, 2 * k))
     local waiting = call('ZCARD', Q)
     if waiting == 0 then call('DEL', H) end
     if owner then
-      local a, z = block(last or tonumber(call('GET', F) or '0'), size)
       put(L, F, 'dl1:' .. owner .. ':' .. process .. ':', a, z, ttl, metadata)
       if owner == me then return 'mine', a, z, ttl, waiting end
       tell(process, 'g:' .. owner .. ':' .. now .. ':' .. a .. ':' .. z .. ':' .. ttl .. ':' .. waiting .. ':' .. L)

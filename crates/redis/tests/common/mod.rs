@@ -2,9 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use distlock_core::Client;
+use distlock_core::{BackendError, Client, Event, Key, Observer};
 use distlock_redis::RedisBackend;
 use distlock_servers::redis::RedisServer;
 use tokio::time::{Instant, sleep, timeout};
@@ -56,4 +59,31 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// A future that must not hang.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(LONG, future).await.expect("it hangs")
+}
+
+/// An observer that keeps in mind which renewals failed, and why.
+#[derive(Clone, Default)]
+pub(crate) struct Failures(Arc<Mutex<Vec<BackendError>>>);
+
+impl Observer for Failures {
+    fn event(&self, _: &Key, event: &Event) {
+        if let Event::RenewalFailed { error } = event {
+            self.0.lock().unwrap().push(error.clone());
+        }
+    }
+}
+
+impl Failures {
+    /// Waits for one that says this, by itself or by its cause.
+    pub(crate) async fn saying(&self, text: &str) -> BackendError {
+        let end = Instant::now() + LONG;
+        loop {
+            let all = self.0.lock().unwrap().clone();
+            if let Some(error) = all.iter().find(|error| format!("{error:?}").contains(text)) {
+                return error.clone();
+            }
+            assert!(Instant::now() < end, "a renewal fails by {text}, not by {:?}", all.last());
+            sleep(ms(5)).await;
+        }
+    }
 }
