@@ -1,44 +1,72 @@
-//! A process that was stopped while it held a lock: the first thing that it learns when it runs again is that it lost, and its write is refused.
+//! A process that was stopped, while it held a lock or while it was granted one: the first thing that it learns when it runs again is that it has none,
+//! and its write is refused. And one that may open no more files.
 //!
-//! The test is its own second process: it starts itself anew as the holder, so it brings its own `main`.
+//! The tests are their own second process: they start themselves anew as that one, so they bring their own `main`.
 
 use std::{
     env,
+    fs::File,
     io::{self, BufRead as _, BufReader, Write as _},
     process::{Child, Command, Stdio},
 };
 
-use common::{client, ms, server, soon};
+use common::{client, command, eventually, ms, server, soon};
 use distlock_core::{Client, FenceGate, FencingToken};
 use distlock_redis::RedisBackend;
-use tokio::runtime::Runtime;
+use distlock_servers::proxy::{Direction, RawProxy};
+use tokio::{runtime::Runtime, time::sleep};
 
 mod common;
 
-const NAME: &str = "a_stopped_holder_learns_that_it_lost_and_its_late_write_is_refused";
-const HOLDER: &str = "DISTLOCK_HOLDER_OF";
+/// The names and what they stand for.
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        const TESTS: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
+    };
+}
+
+tests![
+    a_stopped_holder_learns_that_it_lost_and_its_late_write_is_refused,
+    one_that_was_stopped_while_its_grant_was_on_the_way_has_no_lock,
+    one_that_may_open_no_more_files_keeps_its_lock,
+];
+
+/// What the other process is to do, and where.
+const ROLE: &str = "DISTLOCK_ROLE";
+const URL: &str = "DISTLOCK_ROLE_URL";
 
 fn main() {
     let args: Vec<String> = env::args().collect();
     let has = |wanted: &str| args.iter().any(|arg| arg == wanted);
-    if let Ok(url) = env::var(HOLDER) {
-        hold(&url);
+    if let Ok(role) = env::var(ROLE) {
+        let url = env::var(URL).unwrap();
+        match role.as_str() {
+            "hold" => hold(&url),
+            "try" => attempt(&url),
+            _ => starve(&url),
+        }
     } else if has("--list") {
         // What the test runners ask first.
-        if !has("--ignored") {
-            say(&format!("{NAME}: test"));
+        for (name, _) in TESTS.iter().filter(|_| !has("--ignored")) {
+            say(&format!("{name}: test"));
         }
     } else {
-        run();
-        say(&format!("test {NAME} ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored"));
+        let named = |name: &str| args.iter().any(|arg| arg == name);
+        let all = !TESTS.iter().any(|(name, _)| named(name));
+        let mut passed = 0;
+        for (name, run) in TESTS.iter().filter(|(name, _)| all || named(name)) {
+            run();
+            passed += 1;
+            say(&format!("test {name} ... ok"));
+        }
+        say(&format!("\ntest result: ok. {passed} passed; 0 failed; 0 ignored"));
     }
 }
 
-fn run() {
-    let runtime = Runtime::new().unwrap();
-    runtime.block_on(async {
+fn a_stopped_holder_learns_that_it_lost_and_its_late_write_is_refused() {
+    Runtime::new().unwrap().block_on(async {
         let server = server();
-        let mut holder = Holder::start(&server.url());
+        let mut holder = Other::start("hold", &server.url(), None);
         let stale = holder.token();
         let gate = FenceGate::new();
         assert!(gate.admit(stale), "it writes while it holds the lock");
@@ -61,16 +89,64 @@ fn run() {
     });
 }
 
-/// The process that is stopped. It does nothing but when asked.
-struct Holder {
+/// FAULTS H2: the answer waits in its socket while the lock ends.
+fn one_that_was_stopped_while_its_grant_was_on_the_way_has_no_lock() {
+    Runtime::new().unwrap().block_on(async {
+        let server = server();
+        let proxy = RawProxy::start(server.port()).unwrap();
+        let url = format!("redis://127.0.0.1:{}?timeout=9s", proxy.port());
+        let mut other = Other::start("try", &url, None);
+        assert_eq!(other.answer(), "connected");
+        proxy.hold(Direction::ToClient, true);
+        other.ask();
+        eventually("it is granted", || command(&server, &["EXISTS", "k"]) == "1").await;
+        other.signal("-STOP");
+        proxy.hold(Direction::ToClient, false);
+        let rival = client(&server).await;
+        let guard = soon(rival.mutex("k").lock()).await.unwrap();
+        other.signal("-CONT");
+        let answer = other.answer();
+        assert!(answer.starts_with("no lock"), "{answer}");
+        assert!(guard.is_held(), "and what is given back is not the rival's");
+        assert!(command(&server, &["GET", "k"]).contains(&guard.owner().to_string()));
+    });
+}
+
+/// FAULTS I9.
+fn one_that_may_open_no_more_files_keeps_its_lock() {
+    Runtime::new().unwrap().block_on(async {
+        let server = server();
+        let mut other = Other::start("starve", &server.url(), Some(64));
+        other.token();
+        other.ask();
+        assert_eq!(other.answer(), "connect: transient true");
+        assert_eq!(other.answer(), "held true");
+        let rival = client(&server).await;
+        assert!(rival.mutex("k").try_lock().await.unwrap().is_none());
+        other.ask();
+        assert_eq!(other.answer(), "released Released");
+        drop(soon(rival.mutex("k").lock()).await.unwrap());
+    });
+}
+
+/// The other process. It does nothing but when asked.
+struct Other {
     child: Child,
     answers: BufReader<std::process::ChildStdout>,
 }
 
-impl Holder {
-    fn start(url: &str) -> Self {
-        let mut command = Command::new(env::current_exe().unwrap());
-        command.env(HOLDER, url).stdin(Stdio::piped()).stdout(Stdio::piped());
+impl Other {
+    fn start(role: &str, url: &str, files: Option<u32>) -> Self {
+        let exe = env::current_exe().unwrap();
+        let mut command = match files {
+            None => Command::new(exe),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\"")).arg(exe);
+                shell
+            }
+        };
+        command.env(ROLE, role).env(URL, url).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let answers = BufReader::new(child.stdout.take().unwrap());
         Self { child, answers }
@@ -96,7 +172,7 @@ impl Holder {
     }
 }
 
-impl Drop for Holder {
+impl Drop for Other {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -116,6 +192,47 @@ fn hold(url: &str) {
     asked();
     let released = runtime.block_on(guard.release()).unwrap();
     say(&format!("released {released:?}"));
+}
+
+fn attempt(url: &str) {
+    Runtime::new().unwrap().block_on(async {
+        let client = Client::new(RedisBackend::connect(url).await.unwrap());
+        drop(client.mutex("warm").lock().await.unwrap());
+        say("connected");
+        asked();
+        match client.mutex("k").ttl(ms(700)).try_lock().await {
+            Ok(Some(guard)) => say(&format!("held {}", guard.is_held())),
+            Ok(None) => say("no lock: somebody has it"),
+            Err(error) => say(&format!("no lock: {error}")),
+        }
+        asked();
+    });
+}
+
+fn starve(url: &str) {
+    Runtime::new().unwrap().block_on(async {
+        let client = Client::new(RedisBackend::connect(url).await.unwrap());
+        let guard = client.mutex("k").ttl(ms(900)).lock().await.unwrap();
+        say(&format!("token {}", guard.fencing_token()));
+        asked();
+        let mut files = Vec::new();
+        while let Ok(file) = File::open("/dev/null") {
+            files.push(file);
+        }
+        let error = RedisBackend::connect(url).await.unwrap_err();
+        say(&format!("connect: transient {}", error.is_transient()));
+        for _ in 0..3 {
+            let known = guard.expires_at();
+            while guard.is_held() && guard.expires_at() <= known {
+                sleep(ms(5)).await;
+            }
+        }
+        say(&format!("held {}", guard.is_held()));
+        asked();
+        let released = guard.release().await.unwrap();
+        drop(files);
+        say(&format!("released {released:?}"));
+    });
 }
 
 fn asked() {
