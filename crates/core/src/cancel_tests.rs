@@ -243,3 +243,16 @@ async fn a_client_that_is_dropped_ends_its_keeper() {
     yield_now().await;
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), before - 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_names_leave_nothing() {
+    let store = Slow::default();
+    let client = client(&store, 32);
+    for number in 0..10_000 {
+        let guard = client.mutex(format!("k{number}")).lock().await.unwrap();
+        if number % 2 == 0 {
+            guard.release().await.unwrap();
+        }
+    }
+    nothing_is_left(&client, &store, "names").await;
+}
