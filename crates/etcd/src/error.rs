@@ -188,3 +188,41 @@ const fn by_code(code: i32) -> Remedy {
         _ => Remedy::Fail(ErrorKind::Permanent),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_servers_say_has_its_class() {
+        use ErrorKind::{Permanent, Transient};
+        for (words, kind) in [
+            // FAULTS G12
+            ("etcdserver: mvcc: database space exceeded", Transient),
+            ("etcdserver: too many requests", Transient),
+            ("etcdserver: requested lease not found", Transient),
+            // G4, G5, G6
+            ("etcdserver: no leader", Transient),
+            ("etcdserver: leader changed", Transient),
+            ("etcdserver: request timed out", Transient),
+            ("etcdserver: request timed out, possibly due to connection lost", Transient),
+            ("etcdserver: server stopped", Transient),
+            ("etcdserver: rpc not supported for learner", Transient),
+            // G10
+            ("etcdserver: permission denied", Permanent),
+            ("etcdserver: user name is empty", Permanent),
+            ("etcdserver: authentication failed, invalid user ID or password", Permanent),
+            ("etcdserver: authentication is not enabled", Permanent),
+            // After a new login has not helped either.
+            ("etcdserver: invalid auth token", Permanent),
+            // G11
+            ("etcdserver: request is too large", Permanent),
+            // What nobody has heard of.
+            ("etcdserver: something new", Transient),
+        ] {
+            let error = BackendError::from(Failure::canceled(words));
+            assert_eq!(error.kind(), kind, "{words}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Faults that etcd and the network make, one at a time, seen from a lock. FAULTS A1, A6, B4, C3, D12, G9, G11, G12, I1.
+
+mod common;
+
+use std::{
+    env,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use common::{
+    client, eventually, in_line, keys, lease_ids, leases, ms, server, soon, wait_in_line,
+};
+use distlock_core::{Client, Error, ErrorKind, LossReason, Released};
+use distlock_servers::{
+    etcd::EtcdServer,
+    proxy::{Direction, RawProxy},
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+const KEY: &str = "job/7";
+
+/// Where its keys are.
+const LINE: &str = "job/7/";
+
+fn proxy(server: &EtcdServer) -> RawProxy {
+    RawProxy::start(server.port()).unwrap()
+}
+
+fn url(ports: &[u16], request_timeout: &str) -> String {
+    let hosts: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    format!("etcd://{}/?timeout={request_timeout}", hosts.join(","))
+}
+
+/// A client whose connections go through a proxy, and that has held a lock once.
+async fn behind(proxy: &RawProxy, request_timeout: &str) -> Client {
+    let client = client(&url(&[proxy.port()], request_timeout)).await;
+    soon(client.mutex("warm").lock()).await.unwrap().release().await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a01_frames_that_are_cut_in_their_middle_are_lost_and_asked_for_again() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "5s").await;
+    for bytes in [1, 5, 9, 20] {
+        for direction in [Direction::ToClient, Direction::ToServer] {
+            let made = proxy.accepted();
+            proxy.cut_after(direction, bytes);
+            let guard = soon(client.mutex(KEY).lock()).await.unwrap();
+            assert!(made < proxy.accepted(), "it was cut, and made anew");
+            assert_eq!(keys(&server, LINE).len(), 1);
+            let made = proxy.accepted();
+            proxy.cut_after(direction, bytes);
+            assert_eq!(soon(guard.release()).await.unwrap(), Released::Released);
+            assert!(made < proxy.accepted(), "it was cut, and made anew");
+            eventually("it is gone", || keys(&server, LINE).is_empty()).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_comes_in_slices_is_understood() {
+    let server = server();
+    let proxy = proxy(&server);
+    proxy.slice(1);
+    let (one, two) = (behind(&proxy, "5s").await, behind(&proxy, "5s").await);
+    let guard = one.mutex(KEY).metadata("é\r\n").lock().await.unwrap();
+    let waiter = wait_in_line(&server, &two, KEY, 2).await;
+    guard.release().await.unwrap();
+    let guard = soon(waiter).await.unwrap();
+    guard.extend(ms(40_000)).await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Released);
+    assert_eq!(keys(&server, ""), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a06_a_grant_that_arrives_after_its_deadline_is_given_back() {
+    let server = server();
+    let proxy = proxy(&server);
+    let rival = client(&server.url()).await;
+    let client = behind(&proxy, "9s").await;
+    // It has a lease, so that one request is all it takes.
+    soon(client.mutex("other").ttl(ms(2000)).lock()).await.unwrap().release().await.unwrap();
+    proxy.delay(Direction::ToClient, ms(2600));
+    let error = soon(client.mutex(KEY).ttl(ms(2000)).lock()).await.unwrap_err();
+    let Error::Backend(error) = error else { panic!("{error}") };
+    assert!(error.is_transient(), "{error}");
+    proxy.delay(Direction::ToClient, Duration::ZERO);
+    let rival = soon(rival.mutex(KEY).lock()).await.unwrap();
+    eventually("it is given back", || keys(&server, LINE).len() == 1).await;
+    drop(soon(client.mutex("warm").lock()).await.unwrap());
+    assert!(rival.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b04_a_release_that_comes_once_more_after_the_next_grant_of_its_client_harms_nobody() {
+    let server = server();
+    let (one, two) = (proxy(&server), proxy(&server));
+    let client = client(&url(&[one.port(), two.port()], "300ms")).await;
+    let guard = soon(client.mutex(KEY).lock()).await.unwrap();
+    // The first way holds the release back, the other one carries it out.
+    let seen = one.bytes(Direction::ToServer);
+    one.hold(Direction::ToServer, true);
+    assert_eq!(soon(guard.release()).await.unwrap(), Released::Released);
+    one.wait_bytes(Direction::ToServer, seen + 1).await.unwrap();
+    let next = soon(client.mutex(KEY).lock()).await.unwrap();
+    let key = keys(&server, LINE);
+    let before = deletes(&server);
+    one.hold(Direction::ToServer, false);
+    eventually("the late one has come", || before < deletes(&server)).await;
+    assert_eq!(keys(&server, LINE), key);
+    assert!(next.is_held());
+    assert_eq!(soon(next.release()).await.unwrap(), Released::Released);
+}
+
+/// How many keep-alives the server has got.
+fn keep_alives(server: &EtcdServer) -> u64 {
+    let label = "grpc_method=\"LeaseKeepAlive\"";
+    server.metric_where("grpc_server_msg_received_total", label).map_or(0, common::whole)
+}
+
+/// How many requests that may delete something were carried out.
+fn deletes(server: &EtcdServer) -> u64 {
+    common::calls(server, "Txn") + common::calls(server, "DeleteRange")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c03_a_renewal_that_is_confirmed_after_the_deadline_brings_nothing_back() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "9s").await;
+    let guard = client.mutex(KEY).ttl(ms(3000)).lock().await.unwrap();
+    let (known, before) = (guard.expires_at(), keep_alives(&server));
+    proxy.delay(Direction::ToClient, ms(4500));
+    eventually("the server has renewed it", || before < keep_alives(&server)).await;
+    assert_eq!(guard.expires_at(), known, "nobody has heard of that");
+    assert_eq!(soon(guard.lost()).await, LossReason::Expired);
+    proxy.delay(Direction::ToClient, Duration::ZERO);
+    eventually("it is given back", || keys(&server, LINE).is_empty()).await;
+    assert!(!guard.is_held(), "lost is final");
+    assert_eq!(soon(guard.release()).await.unwrap(), Released::NotHeld);
+    drop(soon(client.mutex(KEY).lock()).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g12_leases_that_are_gone_while_nobody_has_a_lock_are_replaced() {
+    let server = server();
+    let client = client(&server.url()).await;
+    for round in 0..3 {
+        for renews in [true, false] {
+            let mutex = client.mutex(KEY).ttl(ms(60_000));
+            let mutex = if renews { mutex } else { mutex.no_renewal() };
+            let guard = soon(mutex.lock()).await.unwrap();
+            assert!(guard.is_held(), "round {round}");
+            guard.release().await.unwrap();
+        }
+        assert!(0 < leases(&server), "they are kept for the next");
+        for lease in lease_ids(&server) {
+            server.etcdctl(&["lease", "revoke", &lease]).unwrap();
+        }
+    }
+    let guard = soon(client.mutex(KEY).lock()).await.unwrap();
+    assert_eq!(keys(&server, LINE).len(), 1);
+    guard.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g12_a_full_server_refuses_who_comes_and_keeps_and_hands_on_what_is_there() {
+    let server = EtcdServer::start(&["--quota-backend-bytes", "4000000"]).unwrap();
+    let (one, two) = (client(&server.url()).await, client(&server.url()).await);
+    let held = one.mutex("held").ttl(ms(3000)).lock().await.unwrap();
+    let guard = one.mutex(KEY).ttl(ms(3000)).lock().await.unwrap();
+    let waiter = wait_in_line(&server, &two, KEY, 2).await;
+    let junk = "x".repeat(100_000);
+    while server.etcdctl(&["put", "junk", &junk]).is_ok() {}
+    assert!(server.etcdctl(&["alarm", "list"]).unwrap().contains("NOSPACE"));
+
+    for client in [&one, &two] {
+        let error = soon(client.mutex("newcomer").lock()).await.unwrap_err();
+        let Error::Backend(error) = error else { panic!("{error}") };
+        assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+        assert!(error.to_string().contains("space exceeded"), "{error}");
+    }
+    for _ in 0..2 {
+        let known = held.expires_at();
+        eventually("it is renewed", || known < held.expires_at() || !held.is_held()).await;
+        assert!(held.is_held() && guard.is_held());
+    }
+    assert_eq!(soon(guard.release()).await.unwrap(), Released::Released);
+    let guard = soon(waiter).await.unwrap();
+    assert_eq!(soon(guard.release()).await.unwrap(), Released::Released);
+    assert_eq!(soon(held.release()).await.unwrap(), Released::Released);
+    assert_eq!(keys(&server, ""), ["junk"]);
+
+    let revision = common::number(&server, "junk", "Revision").unwrap().to_string();
+    for words in [&["compact", &revision][..], &["defrag"], &["alarm", "disarm"]] {
+        server.etcdctl(words).unwrap();
+    }
+    drop(soon(one.mutex("newcomer").lock()).await.unwrap());
+}
+
+/// As many and as large as a client may ask for at once: no request is larger than a server takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g11_the_largest_locks_at_once_are_no_request_too_large() {
+    let server = server();
+    let client = client(&server.url()).await;
+    let mut tasks = JoinSet::new();
+    for number in 0..400 {
+        let name = format!("{number:x>1000}");
+        let mutex = client.mutex(&name).metadata("m".repeat(4096));
+        tasks.spawn(async move { mutex.lock().await.unwrap() });
+    }
+    let mut guards = Vec::new();
+    while let Some(guard) = soon(tasks.join_next()).await {
+        guards.push(guard.unwrap());
+    }
+    assert!(guards.iter().all(distlock_core::Guard::is_held));
+    let mut tasks = JoinSet::new();
+    for guard in guards {
+        tasks.spawn(guard.release());
+    }
+    while let Some(released) = soon(tasks.join_next()).await {
+        assert_eq!(released.unwrap().unwrap(), Released::Released);
+    }
+    assert_eq!(keys(&server, ""), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn g09_a_waiter_with_a_long_backlog_of_events_gets_in() {
+    let server = server();
+    let proxy = proxy(&server);
+    let holder = client(&server.url()).await;
+    let waiter = behind(&proxy, "2s").await;
+    let guard = holder.mutex(KEY).lock().await.unwrap();
+    let task = wait_in_line(&server, &waiter, KEY, 2).await;
+    eventually("both watch", || 2 <= common::watchers(&server)).await;
+    proxy.hold(Direction::ToClient, true);
+    // Behind it in the line, a crowd comes and goes.
+    let etcd = etcd_client::Client::connect([server.endpoint()], None).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for number in 0..1000 {
+        let mut etcd = etcd.clone();
+        tasks.spawn(async move {
+            let key = format!("{LINE}{number}");
+            etcd.put(key.as_str(), "", None).await.unwrap();
+            etcd.delete(key.as_str(), None).await.unwrap();
+        });
+    }
+    while let Some(done) = soon(tasks.join_next()).await {
+        done.unwrap();
+    }
+    guard.release().await.unwrap();
+    proxy.hold(Direction::ToClient, false);
+    let guard = soon(task).await.unwrap();
+    assert!(guard.is_held());
+    assert_eq!(keys(&server, LINE).len(), 1);
+}
+
+/// Not a test of its own: the other process of the next one, which holds or waits until it is killed.
+#[tokio::test]
+async fn another_process() {
+    let Ok(url) = env::var("DISTLOCK_CHILD_URL") else { return };
+    let client = client(&url).await;
+    let _guard = client.mutex(KEY).ttl(ms(2000)).lock().await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+struct Other(Child);
+
+impl Other {
+    fn start(server: &EtcdServer) -> Self {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["another_process", "--exact", "--test-threads=1"]);
+        command.env("DISTLOCK_CHILD_URL", server.url());
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn i01_locks_and_places_of_killed_processes_end_by_their_leases() {
+    let server = server();
+    let mut holder = Other::start(&server);
+    in_line(&server, KEY, 1).await;
+    let mut first = Other::start(&server);
+    in_line(&server, KEY, 2).await;
+    let client = client(&server.url()).await;
+    let waiter = wait_in_line(&server, &client, KEY, 3).await;
+    // Renewed by living processes, both outlast their ttl.
+    sleep(ms(3000)).await;
+    assert_eq!(keys(&server, LINE).len(), 3);
+    first.kill();
+    holder.kill();
+    let killed = Instant::now();
+    let guard = soon(waiter).await.unwrap();
+    assert!(guard.is_held());
+    assert!(ms(500) < killed.elapsed(), "not before its lease: {:?}", killed.elapsed());
+    assert_eq!(keys(&server, LINE).len(), 1);
+}
