@@ -1,6 +1,7 @@
 //! `tidy`: the rules of the house that no other tool knows.
 
 mod dependencies;
+mod faults;
 mod readme;
 mod source;
 
@@ -36,6 +37,7 @@ pub(crate) fn tidy() -> Result {
         findings.extend(source::check(relative, &fs::read_to_string(path)?));
     }
     findings.extend(dependencies::check(&root)?);
+    findings.extend(faults::check(&root)?);
     findings.extend(readme::check(&root)?);
     for finding in &findings {
         println!("{finding}");
