@@ -182,7 +182,7 @@ async fn f04_a_replica_that_never_heard_of_a_lock_gives_it_again() {
     let known = guard.expires_at();
     assert_eq!(soon(guard.lost()).await, LossReason::Expired);
     let late = Instant::now().saturating_duration_since(known);
-    assert!(late < ms(500), "told {late:?} after its deadline");
+    assert!(late < ms(1000), "told {late:?} after its deadline");
     assert!(!guard.is_held() && next.is_held());
 }
 

@@ -340,7 +340,7 @@ async fn e18_a_pause_for_all_clients_makes_no_loss_late() {
     command(&server, &["CLIENT", "PAUSE", "2500", "ALL"]);
     assert_eq!(soon(guard.lost()).await, LossReason::Expired);
     let late = tokio::time::Instant::now().saturating_duration_since(known.max(guard.expires_at()));
-    assert!(late < ms(500), "told {late:?} after its deadline");
+    assert!(late < ms(1000), "told {late:?} after its deadline");
     let next = soon(waiter).await.unwrap().unwrap();
     assert!(!guard.is_held() && next.is_held());
     assert!(guard.fencing_token() < next.fencing_token());

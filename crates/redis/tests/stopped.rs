@@ -28,6 +28,7 @@ macro_rules! tests {
 tests![
     a_stopped_holder_learns_that_it_lost_and_its_late_write_is_refused,
     one_that_was_stopped_while_its_grant_was_on_the_way_has_no_lock,
+    one_that_was_stopped_while_its_turn_came_waits_anew,
     one_that_may_open_no_more_files_keeps_its_lock,
 ];
 
@@ -43,6 +44,7 @@ fn main() {
         match role.as_str() {
             "hold" => hold(&url),
             "try" => attempt(&url),
+            "wait" => wait(&url),
             _ => starve(&url),
         }
     } else if has("--list") {
@@ -109,6 +111,34 @@ fn one_that_was_stopped_while_its_grant_was_on_the_way_has_no_lock() {
         assert!(answer.starts_with("no lock"), "{answer}");
         assert!(guard.is_held(), "and what is given back is not the rival's");
         assert!(command(&server, &["GET", "k"]).contains(&guard.owner().to_string()));
+    });
+}
+
+/// FAULTS H2: the push waits in its socket while the lock that it tells of ends.
+fn one_that_was_stopped_while_its_turn_came_waits_anew() {
+    Runtime::new().unwrap().block_on(async {
+        let server = server();
+        let rival = client(&server).await;
+        let guard = rival.mutex("k").lock().await.unwrap();
+        let mut other = Other::start("wait", &server.url(), None);
+        assert_eq!(other.answer(), "connected");
+        other.ask();
+        let waits = || command(&server, &["ZCARD", "__distlock:q:{k}k"]) == "1";
+        eventually("it waits", waits).await;
+        other.signal("-STOP");
+        guard.release().await.unwrap();
+        let holds = || command(&server, &["GET", "k"]);
+        assert!(holds().starts_with("dl1:"), "it is granted to the one that is stopped");
+        let guard = soon(rival.mutex("k").lock()).await.unwrap();
+        other.signal("-CONT");
+        eventually("it waits anew", waits).await;
+        assert!(holds().contains(&guard.owner().to_string()));
+        assert!(guard.is_held());
+        let before = guard.fencing_token();
+        guard.release().await.unwrap();
+        assert!(before < other.token(), "by a later grant");
+        other.ask();
+        assert_eq!(other.answer(), "held true");
     });
 }
 
@@ -206,6 +236,18 @@ fn attempt(url: &str) {
             Err(error) => say(&format!("no lock: {error}")),
         }
         asked();
+    });
+}
+
+fn wait(url: &str) {
+    Runtime::new().unwrap().block_on(async {
+        let client = Client::new(RedisBackend::connect(url).await.unwrap());
+        say("connected");
+        asked();
+        let guard = client.mutex("k").ttl(ms(900)).lock().await.unwrap();
+        say(&format!("token {}", guard.fencing_token()));
+        asked();
+        say(&format!("held {}", guard.is_held()));
     });
 }
 
