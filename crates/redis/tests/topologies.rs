@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{command, eventually, leftovers, ms, server, soon};
+use common::{Failures, command, eventually, leftovers, ms, server, soon};
 use distlock_core::{Client, Error, Linear, RetryStrategy as _};
 use distlock_redis::{RedisBackend, RedisConfig};
 use distlock_servers::redis::{RedisCluster, RedisSentinel, RedisServer};
@@ -159,6 +159,50 @@ async fn many_locks_of_a_cluster_are_renewed_each_in_its_slot() {
     for node in cluster.nodes() {
         eventually("nothing is left", || leftovers(node).is_empty()).await;
     }
+}
+
+/// FAULTS E16: the answers of a slot on its way are `ASK`, and then `MOVED`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_holder_and_a_waiter_outlive_the_move_of_their_slot() {
+    let cluster = RedisCluster::start(&[]).unwrap();
+    let failures = Failures::default();
+    let backend = RedisBackend::connect(&cluster.url()).await.unwrap();
+    let builder = Client::builder(backend).observer(failures.clone());
+    let one = builder.ttl(ms(20_000)).renew_at(0.02).build().unwrap();
+    let two = connect(&cluster.url()).await;
+    let guard = one.mutex("k").lock().await.unwrap();
+    let mutex = two.mutex("k").retry(Linear::new(ms(50)).limit(400));
+    let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
+    let source = cluster.master_of("k", &cluster.nodes()[0]).unwrap();
+    eventually("it waits", || command(source, &["EXISTS", "__distlock:q:{k}k"]) == "1").await;
+
+    let masters = &cluster.nodes()[..3];
+    let target = masters.iter().find(|node| node.port() != source.port()).unwrap();
+    let slot = command(source, &["CLUSTER", "KEYSLOT", "k"]);
+    let id = |node| command(node, &["CLUSTER", "MYID"]);
+    let set = |node, words: &[&str]| {
+        command(node, &[&["CLUSTER", "SETSLOT", &slot], words].concat());
+    };
+    set(target, &["IMPORTING", &id(source)]);
+    set(source, &["MIGRATING", &id(target)]);
+    let keys = command(source, &["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
+    let port = target.port().to_string();
+    let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+    migrate.extend(keys.lines());
+    assert_eq!(command(source, &migrate), "OK");
+    let error = failures.saying("moving").await;
+    assert!(error.is_transient(), "{error}");
+    assert!(guard.is_held() && !waiter.is_finished());
+    for node in [target, source].into_iter().chain(masters) {
+        set(node, &["NODE", &id(target)]);
+    }
+    let known = guard.expires_at();
+    eventually("it is renewed", || known < guard.expires_at() || !guard.is_held()).await;
+    assert!(guard.is_held());
+    soon(guard.release()).await.unwrap();
+    let next = soon(waiter).await.unwrap();
+    assert!(next.is_held());
+    assert_eq!(command(target, &["EXISTS", "k"]), "1");
 }
 
 #[tokio::test]
