@@ -37,7 +37,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::background::Background;
+pub(crate) use self::background::Background;
 
 pub use self::raw::RawProxy;
 
