@@ -56,6 +56,7 @@ impl Liar {
             chance: Mutex::new(Chance(seed)),
             share: AtomicU64::new(0),
             silent: AtomicBool::new(false),
+            hollow: AtomicBool::new(false),
             lies: AtomicUsize::new(0),
             connections: Mutex::default(),
         });
@@ -76,6 +77,11 @@ impl Liar {
     /// How many of a thousand answers are lies from now on; none at first.
     pub fn lie(&self, per_mille: u64) {
         self.shared.share.store(per_mille, Ordering::Relaxed);
+    }
+
+    /// Whether the answers to transactions of etcd have parts of no kind from now on.
+    pub fn hollow(&self, on: bool) {
+        self.shared.hollow.store(on, Ordering::Relaxed);
     }
 
     /// Ends all connections and takes no more of them.
@@ -140,6 +146,7 @@ struct Shared {
     chance: Mutex<Chance>,
     share: AtomicU64,
     silent: AtomicBool,
+    hollow: AtomicBool,
     lies: AtomicUsize,
     connections: Mutex<Vec<AbortHandle>>,
 }

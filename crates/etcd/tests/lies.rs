@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{server, soon};
+use common::{ms, server, soon};
 use distlock_conformance::{Told, survive_lies};
-use distlock_core::Client;
+use distlock_core::{Client, Error, ErrorKind};
 use distlock_etcd::EtcdBackend;
 use distlock_servers::liar::{Liar, Panics};
 
@@ -68,4 +68,29 @@ async fn whatever_a_server_answers_nothing_panics_hangs_or_is_believed_for_long(
     assert!(10 * count < lies && count < grants && count < errors, "it proves nothing");
     // Whatever was made of a lie is gone soon.
     common::eventually("nothing is left", || common::keys(&server, "").is_empty()).await;
+}
+
+/// The driver panics when it looks at such an answer, in the task that asked.
+#[tokio::test]
+async fn a_part_of_no_kind_in_an_answer_is_an_error_of_the_store() {
+    let server = server();
+    let liar = Liar::etcd(server.port(), 0).unwrap();
+    let backend = EtcdBackend::connect(&format!("etcd://127.0.0.1:{}", liar.port())).await.unwrap();
+    let client = Client::new(backend);
+    let guard = client.mutex("held").ttl(ms(1500)).lock().await.unwrap();
+    liar.hollow(true);
+    for name in ["k", "l"] {
+        let locked = soon(client.mutex(name).lock()).await;
+        let Error::Backend(error) = locked.unwrap_err() else {
+            panic!("an error of the store is expected");
+        };
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+        assert!(error.to_string().contains("makes no sense"), "{error}");
+    }
+    liar.hollow(false);
+    // Those who wait in this process were not harmed, nor was what writes for all.
+    guard.release().await.unwrap();
+    for name in ["held", "k"] {
+        soon(client.mutex(name).lock()).await.unwrap().release().await.unwrap();
+    }
 }

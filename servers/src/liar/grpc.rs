@@ -1,6 +1,9 @@
 //! Lies in gRPC, without knowledge of the messages: whatever reads as fields is bent as fields.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use h2::{
@@ -68,6 +71,7 @@ async fn exchange(
     shared: Arc<Shared>,
 ) {
     let (parts, body) = request.into_parts();
+    let is_txn = parts.uri.path().ends_with("/Txn");
     let answered = async {
         let mut upstream = upstream.ready().await?;
         let (response, send) = upstream.send_request(Request::from_parts(parts, ()), false)?;
@@ -81,7 +85,7 @@ async fn exchange(
             let (parts, body) = response.await?.into_parts();
             let ends = body.is_end_stream();
             let send = respond.send_response(Response::from_parts(parts, ()), ends)?;
-            if ends { Ok(()) } else { answer(body, send, &shared).await }
+            if ends { Ok(()) } else { answer(body, send, is_txn, &shared).await }
         };
         tokio::select! {
             () = &mut asking => Ok(()),
@@ -105,6 +109,7 @@ async fn forward(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<(), 
 async fn answer(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
+    is_txn: bool,
     shared: &Shared,
 ) -> Result<(), h2::Error> {
     let mut bytes = Vec::new();
@@ -116,6 +121,7 @@ async fn answer(
             let truth: Vec<u8> = bytes.drain(..length).collect();
             let (said, goes_on) = match shared.lie() {
                 Some(mut chance) => bend(&truth, &mut chance),
+                None if is_txn && shared.hollow.load(Ordering::Relaxed) => (hollow(&truth), true),
                 None => (truth, true),
             };
             to.send_data(said.into(), false)?;
@@ -164,6 +170,15 @@ fn bend(truth: &[u8], chance: &mut Chance) -> (Vec<u8>, bool) {
         5 => (Vec::new(), true),
         _ => (whole(&bent(body, chance, 6)), true),
     }
+}
+
+/// The answer to a transaction, with its parts but nothing in them.
+fn hollow(truth: &[u8]) -> Vec<u8> {
+    let mut fields = fields(&truth[5..]).unwrap_or_default();
+    for part in fields.iter_mut().filter(|field| field.number == 3) {
+        part.value = Value::Bytes(Vec::new());
+    }
+    whole(&write(&fields))
 }
 
 /// A message with its head.
