@@ -128,7 +128,15 @@ fn endpoint(text: &str, default: u16) -> Result<Endpoint, BackendError> {
         Some(rest) => {
             let (host, port) =
                 rest.split_once(']').ok_or_else(|| wrong("an IPv6 address has no closing `]`"))?;
-            (host, port.strip_prefix(':'))
+            match (port, port.strip_prefix(':')) {
+                ("", _) => (host, None),
+                (_, Some(port)) => (host, Some(port)),
+                _ => {
+                    return Err(wrong(
+                        "behind the `]` of an IPv6 address only `:` and a port may be",
+                    ));
+                }
+            }
         }
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
@@ -264,6 +272,7 @@ mod tests {
             ("redis-sentinel://:hunter2@h", "`master`"),
             ("redis-cluster://:hunter2@h/1", "database 0"),
             ("redis://:hunter2@[::1", "`]`"),
+            ("redis://:hunter2@[::1]7000", "`]`"),
             ("unix://hunter2", "socket"),
         ] {
             let error = parse(url).unwrap_err();
