@@ -9,6 +9,7 @@
 
 mod certificate;
 pub mod etcd;
+pub mod liar;
 pub mod net;
 pub mod process;
 pub mod proxy;

@@ -37,7 +37,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::{background::Background, wire::End};
+use self::wire::End;
+
+pub(crate) use self::background::Background;
 
 pub use self::raw::RawProxy;
 

@@ -17,6 +17,7 @@ use crate::{
 };
 
 pub use self::{cluster::RedisCluster, sentinel::RedisSentinel, tls::RedisTls};
+pub use crate::certificate::Flaw;
 
 /// How long a server may take to answer its first PING, on a machine that is busy compiling.
 const START: Duration = Duration::from_secs(30);

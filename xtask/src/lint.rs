@@ -3,10 +3,10 @@
 use crate::{
     Result,
     run::{self, Steps, cargo},
-    tidy, tree,
+    supply, tidy, tree,
 };
 
-/// Formatting, clippy, rustdoc, the rules of the house and the rules of dependencies.
+/// Formatting, clippy, rustdoc, the rules of the house, and of dependencies: who may have which, from where, under which license.
 pub(crate) fn lint(steps: &mut Steps) -> Result {
     steps.step("formatting", || run::run(&cargo(&["fmt", "--all", "--check"])))?;
     steps.step("tidy", tidy::tidy)?;
@@ -18,5 +18,6 @@ pub(crate) fn lint(steps: &mut Steps) -> Result {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--all-features"]);
         run::run(doc.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
-    steps.step("dependencies", tree::check)
+    steps.step("dependencies", tree::check)?;
+    steps.step("licenses and sources", supply::check)
 }

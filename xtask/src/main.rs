@@ -9,6 +9,7 @@ mod manifest;
 mod run;
 mod servers;
 mod sim;
+mod supply;
 mod test;
 mod tidy;
 mod tree;
@@ -34,7 +35,7 @@ cargo xtask COMMAND
   test [ARGS]         start the servers, run all tests against them, stop them;
                       ARGS (filters, -p PACKAGE, …) go to the test runner, and then
                       it is the only thing that runs
-  lint                formatting, clippy, rustdoc, tidy, dependency rules
+  lint                formatting, clippy, rustdoc, tidy, dependency rules, licenses
   tidy                the rules of the house that no other tool knows
   bench [NAME [ARGS]] run one benchmark; without a name all of them, and write
                       docs/benchmarks.md

@@ -22,6 +22,9 @@
 //!
 //! # Faults
 //! [`Faulty`] wraps any store, and loses, delays, doubles, refuses or hangs its calls by a script or by a seed.
+//!
+//! # Lies
+//! [`survive_lies`] is for a store whose server, or a proxy before it, answers what no server answers.
 
 #![allow(clippy::future_not_send, reason = "a case runs on the thread of its test")]
 
@@ -30,6 +33,7 @@
 pub mod cases;
 mod dice;
 mod faulty;
+mod lies;
 mod stage;
 mod suite;
 mod tools;
@@ -39,5 +43,6 @@ pub use suite::run;
 pub use {
     dice::Dice,
     faulty::{Fault, Faulty, Op, Rates},
+    lies::{Told, survive_lies},
     stage::{Setup, Stage},
 };

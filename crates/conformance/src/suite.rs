@@ -97,6 +97,7 @@ macro_rules! suite {
                 fault_d10_too_many_waiters,
                 too_many_locks,
                 very_many_locks,
+                any_names_and_any_words,
             ]
             lifecycle: [
                 shutdown_gives_all_back,

@@ -28,7 +28,7 @@ pub(crate) fn check_renewal(renew_at: Option<f64>) -> Result<(), Error> {
     match renew_at {
         Some(fraction) if !(0.0 < fraction && fraction < 1.0) => Err(Error::invalid(
             "renew_at",
-            format!("is {fraction}, it must be above 0 and below 1"),
+            format!("is {fraction:?}, it must be above 0 and below 1"),
         )),
         _ => Ok(()),
     }

@@ -44,10 +44,12 @@ pub async fn backend(url: &str) -> Result<AnyBackend, Error> {
         "etcd" | "etcds" => etcd(url).await,
         "memory" => memory(rest),
         _ if scheme.starts_with("redis") => redis(url).await,
-        _ => Err(Error::invalid(
-            "store URL",
-            format!("has the scheme `{scheme}`, known are {SCHEMES}"),
-        )),
+        _ if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte)) => {
+            let problem = format!("has the scheme `{scheme}`, known are {SCHEMES}");
+            Err(Error::invalid("store URL", problem))
+        }
+        // There may be a user and a password before it.
+        _ => Err(Error::invalid("store URL", format!("has no scheme, known are {SCHEMES}"))),
     }
 }
 
@@ -102,6 +104,8 @@ mod tests {
         let error = backend("zookeeper://user:secret@host").await.unwrap_err().to_string();
         assert!(error.contains("`zookeeper`") && error.contains("redis-cluster"), "{error}");
         assert!(!error.contains("secret"), "{error}");
+        let error = backend("user:secret@host://x").await.unwrap_err().to_string();
+        assert!(error.contains("no scheme") && !error.contains("secret"), "{error}");
         assert!(backend("localhost:6379").await.unwrap_err().to_string().contains("scheme"));
     }
 

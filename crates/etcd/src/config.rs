@@ -12,6 +12,9 @@ use crate::url;
 /// No time limit is shorter: none at all would be for ever.
 const SHORTEST: Duration = Duration::from_millis(10);
 
+/// Nor longer: there is no time of the clock that is `Duration::MAX` from now.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// How to reach the members of an etcd cluster, and how long to wait for them.
 ///
 /// # Examples
@@ -91,16 +94,16 @@ impl EtcdConfig {
         self
     }
 
-    /// How long one member may take to answer, one second if nothing is said, before the next one is asked. Less than a third of the
+    /// How long one member may take to answer, one second if nothing is said, a day at most, before the next one is asked. Less than a third of the
     /// shortest ttl leaves room for a second attempt.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
-        self.request_timeout = timeout.max(SHORTEST);
+        self.request_timeout = timeout.clamp(SHORTEST, LONGEST);
         self
     }
 
-    /// How long connecting to one member may take, two seconds if nothing is said.
+    /// How long connecting to one member may take, two seconds if nothing is said, a day at most.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout.max(SHORTEST);
+        self.connect_timeout = timeout.clamp(SHORTEST, LONGEST);
         self
     }
 
@@ -151,12 +154,17 @@ impl EtcdConfig {
     }
 }
 
+fn shown<'a>(user: &'a str, password: &str) -> &'a str {
+    if password.is_empty() { "…" } else { user }
+}
+
 impl fmt::Debug for EtcdConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("EtcdConfig");
         debug
             .field("endpoints", &self.endpoints)
-            .field("user", &self.login.as_ref().map(|(user, _)| user))
+            // Without a password it may be one: `etcd://password@host` is a common slip.
+            .field("user", &self.login.as_ref().map(|(user, password)| shown(user, password)))
             .field("password", &self.login.as_ref().map(|_| "…"))
             .field("prefix", &self.prefix)
             .field("request_timeout", &self.request_timeout)

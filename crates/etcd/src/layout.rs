@@ -127,20 +127,58 @@ mod tests {
         assert_eq!(words(b"distlock x"), foreign);
     }
 
+    /// Names with all that could be taken for a part of a key.
+    fn name() -> impl Strategy<Value = String> {
+        prop_oneof![
+            4 => "[ab/]{1,6}",
+            2 => "[a/]{1,2}/[wrp][0-9a-f]{32}(/[ab]?)?",
+            2 => "\\PC{1,20}",
+            1 => "[\\x00-\\x20/\u{e9}\u{1f512}]{1,20}",
+            1 => "[ab/\\x00]{1024}",
+        ]
+    }
+
+    fn mode() -> impl Strategy<Value = Mode> {
+        prop_oneof![
+            Just(Mode::Exclusive),
+            Just(Mode::Shared),
+            (any::<u32>(), any::<u32>()).prop_map(|(want, of)| Mode::Permits { want, of }),
+        ]
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
         #[test]
-        fn no_two_locks_share_a_key(a in "[ab/]{1,6}", b in "[ab/]{1,6}") {
-            let key = |name: &str| line("p/", &Key::new(name).unwrap()) + &nonce(Mode::Exclusive, OWNER);
-            prop_assert_eq!(key(&a) == key(&b), a == b);
+        fn no_two_locks_share_a_key_and_none_counts_for_another(
+            (a, b) in (name(), name()), (one, two) in (mode(), mode()), id in any::<u128>(), prefix in "[ab/]{0,3}",
+        ) {
+            let line = |name: &str| line(&prefix, &Key::new(name).unwrap());
+            let own = |name: &str, mode| line(name) + &nonce(mode, Owner::new(id));
+            prop_assert_eq!(own(&a, one) == own(&b, two), a == b && one == two);
             // A key counts for no lock but its own.
-            let own = key(&a);
-            let counted = own.strip_prefix(&line("p/", &Key::new(&*b).unwrap()));
-            prop_assert_eq!(counted.and_then(|nonce| contender(nonce.as_bytes())).is_some(), a == b);
+            let own = own(&a, one);
+            let told = own.strip_prefix(&line(&b)).and_then(|nonce| contender(nonce.as_bytes()));
+            prop_assert_eq!(told, (a == b).then_some((one, Some(Owner::new(id)))));
         }
 
         #[test]
-        fn no_key_or_value_whatsoever_makes_us_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn what_is_written_is_read_again(
+            metadata in "(distlock (rest )?[0-9]{0,3}\n)?[\\PC\\x00\\n]{0,40}", ns in any::<u64>(),
+        ) {
+            let ttl = Duration::from_nanos(ns);
+            let said = words(value(ttl, &metadata).as_bytes());
+            prop_assert_eq!(&said.metadata, &metadata);
+            prop_assert!(!said.rests && said.ttl.is_some_and(|read| ttl <= read && read - ttl < Duration::from_millis(1)));
+        }
+
+        #[test]
+        fn no_key_or_value_whatsoever_makes_us_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..60),
+            text in "(distlock (rest )?)?[0-9]{0,25}\n?[a-z]{0,3}|[wrp][0-9a-f.]{0,50}",
+        ) {
             let _ = (contender(&bytes), words(&bytes));
+            let _ = (contender(text.as_bytes()), words(text.as_bytes()));
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant};
 use crate::{
     error::Failure,
     layout,
-    request::{Own, Reading, range},
+    request::{Own, Reading, parts, range},
     settle::token,
     store::Store,
     table::Place,
@@ -73,7 +73,7 @@ impl Store {
                 .await?
                 .answer;
             let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-            let mut parts = answer.op_responses().into_iter();
+            let mut parts = parts(&answer)?;
             for line in batch {
                 let Some(TxnOpResponse::Get(answer)) = parts.next() else {
                     return Err(Failure::protocol("a part is missing"));

@@ -3,7 +3,10 @@
 //! A put is bound to the state of the key that it was made for (`mod_revision`), so that a request which arrives late, when its sender has long given it up,
 //! never binds a key to an old lease or an old ttl. A delete needs no condition, since no key is ever used twice.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use etcd_client::{
     Compare, CompareOp, DeleteResponse, GetOptions, GetResponse, KeyValue, PutOptions, Txn, TxnOp,
@@ -156,7 +159,7 @@ impl Request {
 
     /// Reads the answer to [`Request::txn`].
     pub(crate) fn read(&self, answer: &TxnResponse, revision: i64) -> Result<Reply, Failure> {
-        let mut parts = answer.op_responses().into_iter();
+        let mut parts = parts(answer)?;
         match self {
             Self::Ask(ask) => ask.read(answer.succeeded(), &mut parts, revision),
             Self::Cut { .. } | Self::Delete { .. } => read_delete(parts.next()),
@@ -256,6 +259,14 @@ fn delete(own: &str) -> TxnOp {
 
 pub(crate) fn deleted(answer: &DeleteResponse) -> Reply {
     Reply::Deleted(0 < answer.deleted())
+}
+
+/// What was answered to each operation of a transaction.
+///
+/// The driver panics at an answer of no kind, or of one that it does not know.
+pub(crate) fn parts(answer: &TxnResponse) -> Result<std::vec::IntoIter<TxnOpResponse>, Failure> {
+    catch_unwind(AssertUnwindSafe(|| answer.op_responses().into_iter()))
+        .map_err(|_| Failure::protocol("a part of no kind"))
 }
 
 fn read_delete(part: Option<TxnOpResponse>) -> Result<Reply, Failure> {

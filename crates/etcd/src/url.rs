@@ -124,8 +124,10 @@ fn endpoint(text: &str) -> Result<String, BackendError> {
     if host.is_empty() {
         return Err(wrong("the URL names no host"));
     }
-    if host.starts_with('[') != host.ends_with(']') {
-        return Err(wrong("an IPv6 address has only one of `[` and `]`"));
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if inner.contains(['[', ']']) {
+        // What is before it may be a part of a password.
+        return Err(wrong("`[` and `]` stand around an IPv6 address, and nowhere else"));
     }
     let port = port.map_or(Some(2379), |port| port.parse::<u16>().ok().filter(|&port| port != 0));
     let port = port.ok_or_else(|| wrong("a port is not a number from 1 to 65535"))?;
@@ -209,6 +211,7 @@ mod tests {
             ("etcd://u:hunter2@h?timeout=0s", "`timeout`"),
             ("etcd://u:hunter2@h?ca=x", "`etcds`"),
             ("etcd://u:hunter2@[::1", "`]`"),
+            ("etcd://u:hunter2]h:1", "`]`"),
         ] {
             let error = parse(url).unwrap_err();
             assert!(!error.is_transient());
@@ -220,13 +223,92 @@ mod tests {
 
     #[test]
     fn debug_hides_passwords() {
-        assert!(!format!("{:?}", parse("etcd://u:hunter2@h").unwrap()).contains("hunter2"));
+        for url in [
+            "etcd://u:hunter2@h",
+            // The slip of giving it as a user.
+            "etcd://hunter2@h",
+        ] {
+            let config = parse(url).unwrap();
+            let shown = format!("{config:?} {config:#?}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    /// A URL as it is meant to be, and what it says, written by hand.
+    #[derive(Clone, Debug)]
+    struct Valid {
+        user: String,
+        password: String,
+        prefix: String,
+        hosts: Vec<(String, u16)>,
+        timeout: u32,
+    }
+
+    fn valid() -> impl Strategy<Value = Valid> {
+        let word = "\\PC{1,12}|[%@:/?#&=+ ,\\[\\]\\x00\\r\\n]{1,8}";
+        let host = ("[a-z0-9.-]{1,12}|\\[[0-9a-f:]{2,8}\\]", 1..=u16::MAX);
+        let hosts = prop::collection::vec(host, 1..4);
+        (word, word, word, hosts, 10..=u32::MAX).prop_map(
+            |(user, password, prefix, hosts, timeout)| Valid {
+                user,
+                password,
+                prefix,
+                hosts,
+                timeout,
+            },
+        )
+    }
+
+    /// Writes every byte with `%`, so that nothing is left to chance.
+    fn encode(text: &str) -> String {
+        text.bytes().map(|byte| format!("%{byte:02X}")).collect()
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
         #[test]
-        fn no_url_whatsoever_makes_us_panic(url in "(etcds?://)?[%@:/?&=,\\[\\]a-f0-9é]{0,24}") {
-            let _ = parse(&url);
+        fn no_url_whatsoever_makes_us_panic(
+            url in "(etcds?://)?[%@:/?&=,\\[\\]a-f0-9é]{0,24}",
+            any in "\\PC{0,40}",
+        ) {
+            let _ = (parse(&url), parse(&any), parse(&format!("etcd://{any}")));
+        }
+
+        #[test]
+        fn what_a_url_says_is_what_is_configured(valid in valid()) {
+            let hosts: Vec<_> =
+                valid.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+            let [user, password, prefix] =
+                [&valid.user, &valid.password, &valid.prefix].map(|text| encode(text));
+            let url = format!(
+                "etcd://{user}:{password}@{}/?prefix={prefix}&timeout={}ms",
+                hosts.join(","),
+                valid.timeout
+            );
+            let config = parse(&url).unwrap();
+            prop_assert_eq!(config.login, Some((valid.user, valid.password)));
+            prop_assert_eq!(config.prefix, valid.prefix);
+            prop_assert_eq!(config.endpoints, hosts);
+            let asked = Duration::from_millis(valid.timeout.into());
+            prop_assert_eq!(config.request_timeout, asked.min(Duration::from_secs(86_400)));
+        }
+
+        /// One wrong character in a URL with a password: read, or refused without a word of the password.
+        #[test]
+        fn a_damaged_url_is_refused_without_its_password(
+            at in any::<prop::sample::Index>(), put in "[%@:/?#&=,\\[\\]\\x00 é]{0,2}", cut in 0_usize..3,
+            tail in "(/)?(\\?[a-z_]{0,9}=?[a-z0-9]{0,5})?",
+        ) {
+            let url = format!("etcd://someone:hunter2swordfish@host:2379{tail}");
+            let at = at.index(url.len());
+            let damaged: String = [&url[..at], &put, url.get(at + cut..).unwrap_or("")].concat();
+            let shown = match parse(&damaged) {
+                Ok(config) => format!("{config:?} {config:#?}"),
+                Err(error) => format!("{error} {error:?} {error:#?}"),
+            };
+            let told = ["hunter", "swordf"].into_iter().find(|part| shown.contains(part));
+            prop_assert_eq!(told, None, "{}: {}", damaged, shown);
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     error::{Failure, Remedy},
     members::{Answered, Members},
-    request::{Reply, Request, deleted},
+    request::{Reply, Request, deleted, parts},
 };
 
 /// How many operations go into one transaction: what a server allows if nothing else was said to it. One that allows less gets them one by one.
@@ -161,9 +161,12 @@ async fn carry_out(members: &Members, batch: Vec<Pending>) {
     match sent.await {
         Ok(Answered { answer, ambiguous }) if answer.succeeded() => {
             let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-            let mut parts = answer.op_responses().into_iter();
+            let mut parts = parts(&answer);
             for Pending { request, reply } in batch {
-                let answer = request.read_flat(&mut parts, revision);
+                let answer = match &mut parts {
+                    Ok(parts) => request.read_flat(parts, revision),
+                    Err(failure) => Err(failure.clone()),
+                };
                 let _ = reply.send(answer.map(|answer| Answered { answer, ambiguous }));
             }
         }

@@ -4,9 +4,15 @@
 mod common;
 
 use common::{LONG, eventually, ms, soon, watchers};
-use distlock_core::{BackendError, Client, Error, ErrorKind, Guard};
+use distlock_core::{
+    Backend as _, BackendError, Claim, Client, Error, ErrorKind, Guard, Key, Mode, Owner, Standing,
+};
 use distlock_etcd::{EtcdBackend, EtcdConfig};
-use distlock_servers::etcd::{EtcdServer, EtcdTls};
+use distlock_servers::{
+    etcd::{EtcdServer, EtcdTls},
+    redis::{Flaw, RedisTls},
+};
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions, Txn, TxnOp};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
@@ -61,6 +67,54 @@ async fn works(tls: &EtcdTls, one: &Client, two: &Client) {
     eventually("nothing is left", || common::keys(tls.server(), "").is_empty()).await;
 }
 
+/// The modes that a mutex does not have.
+async fn works_in_every_mode(store: &EtcdBackend) {
+    let claim = |mode| {
+        let key = Key::new("modes").unwrap();
+        Claim::new(key, Owner::random().unwrap(), mode, ms(3000)).without_queue()
+    };
+    for mode in [Mode::Shared, Mode::Permits { want: 1, of: 2 }] {
+        let both = [claim(mode), claim(mode)];
+        for one in &both {
+            assert!(matches!(store.acquire(one).await, Ok(Standing::Held(_))), "{mode:?}");
+        }
+        let alone = store.acquire(&claim(Mode::Exclusive)).await;
+        assert!(matches!(alone, Ok(Standing::Nothing { .. })), "{mode:?}");
+        for one in &both {
+            assert!(store.release(one).await.unwrap(), "{mode:?}");
+        }
+    }
+}
+
+/// A transaction of the user's, with the same rights, bound to the lock.
+async fn works_with_a_fence(tls: &EtcdTls, store: &EtcdBackend) {
+    let read = |path| std::fs::read(path).unwrap();
+    let options = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(read(tls.ca())))
+        .identity(Identity::from_pem(read(tls.client_certificate()), read(tls.client_key())));
+    let options = ConnectOptions::new().with_user(tls.user(), tls.password()).with_tls(options);
+    let mut user = etcd_client::Client::connect([tls.endpoint()], Some(options)).await.unwrap();
+    let client = Client::new(store.clone());
+    let guard = client.mutex("fenced").lock().await.unwrap();
+    let fence = store.fence(&guard).compare();
+    let put = || TxnOp::put(format!("{}data", tls.prefix()), "x", None);
+    let mut write = async || {
+        let txn = Txn::new().when([fence.clone()]).and_then([put()]);
+        user.txn(txn).await.unwrap().succeeded()
+    };
+    assert!(write().await);
+    guard.release().await.unwrap();
+    assert!(!write().await);
+    tls.etcdctl(&["del", &format!("{}data", tls.prefix())]).unwrap();
+}
+
+/// How many requests the server has refused for want of a right.
+fn refusals(tls: &EtcdTls) -> u64 {
+    let label = "grpc_code=\"PermissionDenied\"";
+    let refused = tls.server().metric_where("grpc_server_handled_total", label);
+    refused.map_or(0, common::whole)
+}
+
 #[tokio::test]
 async fn a_certificate_a_login_and_a_role_for_the_prefix_are_enough() {
     let tls = tls();
@@ -78,6 +132,9 @@ async fn a_certificate_a_login_and_a_role_for_the_prefix_are_enough() {
         assert!(!shown.contains(tls.password()), "{shown}");
     }
     works(&tls, &Client::new(one.clone()), &Client::new(two.clone())).await;
+    works_in_every_mode(&one).await;
+    works_with_a_fence(&tls, &one).await;
+    assert_eq!(refusals(&tls), 0, "nothing was even tried in vain");
     soon(one.close()).await;
     soon(two.close()).await;
     assert_eq!(common::leases(tls.server()), 0, "they may revoke their leases too");
@@ -140,6 +197,22 @@ async fn what_is_wrong_is_told_and_is_not_worth_another_try() {
         let error = refused(config).await;
         assert_eq!(error.kind(), ErrorKind::Permanent, "{what}: {error}");
         assert!(error.to_string().contains(words), "{what}: {error}");
+    }
+    assert_eq!(refusals(&tls), 3, "it is counted what has no right");
+}
+
+/// Before anything of etcd is said, so that it matters little who shows the certificate.
+#[tokio::test]
+async fn a_certificate_whose_time_is_over_or_that_names_somebody_else_is_refused() {
+    for (flaw, words) in [(Flaw::Expired, "expired"), (Flaw::Name, "not valid for name")] {
+        let tls = RedisTls::flawed(flaw).unwrap();
+        let config = EtcdConfig::new([format!("localhost:{}", tls.server().port())])
+            .ca_file(tls.ca())
+            .login("me", CANARY);
+        let error = refused(config).await;
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{flaw:?}: {error}");
+        assert!(error.to_string().contains("certificate"), "{flaw:?}: {error}");
+        assert!(error.to_string().contains(words), "{flaw:?}: {error}");
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use crate::{
     RedisConfig,
     clock::Clock,
-    error::classify,
+    error::at_connect,
     eviction::{self, Eviction},
     keys::CHANNEL,
     link::{Link, LinkConfig, LinkError},
@@ -100,7 +100,7 @@ impl RedisBackend {
             Arc::new(Places::new(id.as_u128() as u64, config.place_ttl, config.confirm_pushes));
         let link = connect(config.link(format!("{CHANNEL}{process}")), Arc::clone(&places))
             .await
-            .map_err(classify)?;
+            .map_err(|error| at_connect(error, config.tls))?;
         let clock = Clock::new(if link.is_cluster() { 16_384 } else { 1 });
         if let Ok(time) = link.command("TIME", &[]).await
             && let Ok([seconds, micros]) = array(&time)

@@ -25,7 +25,8 @@ impl Clock {
 
     /// A reply has just come, made when the server's clock showed `server`, in microseconds.
     pub(crate) fn sample(&self, slot: u16, server: i64) {
-        let ahead = server - micros(self.start.elapsed());
+        // A server may say anything.
+        let ahead = server.saturating_sub(micros(self.start.elapsed()));
         self.any.store(ahead, Ordering::Relaxed);
         if let Some(entry) = self.ahead.get(usize::from(slot)) {
             entry.store(ahead, Ordering::Relaxed);
@@ -47,7 +48,7 @@ impl Clock {
         let known = self.ahead.get(usize::from(slot)).map(|entry| entry.load(Ordering::Relaxed));
         let ahead =
             known.filter(|&ahead| ahead != 0).unwrap_or_else(|| self.any.load(Ordering::Relaxed));
-        ahead.saturating_add(micros(self.start.elapsed() + patience))
+        ahead.saturating_add(micros(self.start.elapsed().saturating_add(patience)))
     }
 }
 
@@ -78,5 +79,16 @@ mod tests {
         assert_eq!(clock.not_after(1, SECOND), 10_000_000);
         clock.forget();
         assert_eq!(clock.not_after(1, SECOND), 2_000_000, "long past for any server");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_a_server_says_its_clock_shows_is_reckoned_with() {
+        let clock = Clock::new(1);
+        tokio::time::advance(SECOND).await;
+        for (server, limit) in [(i64::MIN, i64::MIN + 2_000_000), (i64::MAX, i64::MAX)] {
+            clock.sample(0, server);
+            assert_eq!(clock.not_after(0, SECOND), limit);
+            clock.not_after(0, Duration::MAX);
+        }
     }
 }

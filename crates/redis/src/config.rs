@@ -12,6 +12,9 @@ use crate::{
 /// No time limit is shorter: none at all would be for ever.
 const SHORTEST: Duration = Duration::from_millis(1);
 
+/// Nor longer: there is no time of the clock that is `Duration::MAX` from now.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// How to reach a Redis deployment, and how long to wait for it.
 ///
 /// # Examples
@@ -141,15 +144,15 @@ impl RedisConfig {
         self
     }
 
-    /// How long a request may take, one second if nothing is said. Less than a third of the shortest ttl leaves room for a second attempt.
+    /// How long a request may take, one second if nothing is said, a day at most. Less than a third of the shortest ttl leaves room for a second attempt.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
-        self.request_timeout = timeout.max(SHORTEST);
+        self.request_timeout = timeout.clamp(SHORTEST, LONGEST);
         self
     }
 
-    /// How long connecting may take, five seconds if nothing is said.
+    /// How long connecting may take, five seconds if nothing is said, a day at most.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout.max(SHORTEST);
+        self.connect_timeout = timeout.clamp(SHORTEST, LONGEST);
         self
     }
 
@@ -185,7 +188,11 @@ impl fmt::Debug for RedisConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConfig")
             .field("topology", &self.topology)
-            .field("user", &self.user)
+            // Without a password it may be one: `redis://password@host` is a common slip.
+            .field(
+                "user",
+                &self.user.as_deref().map(|user| self.password.as_ref().map_or("…", |_| user)),
+            )
             .field("password", &self.password.as_ref().map(|_| "…"))
             .field("database", &self.database)
             .field("tls", &self.tls)

@@ -47,7 +47,9 @@ pub(crate) fn classify(error: LinkError) -> BackendError {
     let (kind, message) = match &error {
         LinkError::Closed => (ErrorKind::Permanent, "the connection was closed by this program"),
         LinkError::Config(_) => (ErrorKind::Permanent, "the configuration cannot work"),
-        LinkError::Disconnected { .. } => (ErrorKind::Transient, "the server cannot be reached"),
+        LinkError::Disconnected { .. } | LinkError::Timeout => {
+            (ErrorKind::Transient, message(&error))
+        }
         LinkError::Moved => (ErrorKind::Transient, "the slot is moving to another node"),
         LinkError::Overloaded => {
             (ErrorKind::Transient, "too many requests wait for the connection")
@@ -57,13 +59,42 @@ pub(crate) fn classify(error: LinkError) -> BackendError {
             let (kind, meaning) = refusal(text);
             return BackendError::new(NAME, kind, format!("the server {meaning}: {text}"));
         }
-        LinkError::Timeout => (ErrorKind::Transient, "the server gave no answer in time"),
+        LinkError::Untrusted(why) => {
+            let message = format!("the server's certificate cannot be trusted: {why}");
+            return BackendError::permanent(NAME, message);
+        }
     };
     match &error {
         LinkError::Closed | LinkError::Moved | LinkError::Overloaded | LinkError::Timeout => {
             BackendError::new(NAME, kind, message)
         }
         _ => BackendError::new(NAME, kind, message).with_source(error),
+    }
+}
+
+/// As [`classify`], for connecting: whoever speaks TLS and whoever does not understand each other so little that there is no word of it.
+pub(crate) fn at_connect(error: LinkError, encrypted: bool) -> BackendError {
+    let closed = ["ConnectionReset", "BrokenPipe", "UnexpectedEof", "InvalidMessage"];
+    let silent = match &error {
+        LinkError::Disconnected { reason, .. } => closed.iter().any(|word| reason.contains(word)),
+        LinkError::Timeout => true,
+        _ => false,
+    };
+    if !silent {
+        return classify(error);
+    }
+    let hint = match encrypted {
+        true => "it may speak no TLS (`redis` in the place of `rediss`)",
+        false => "it may want an encrypted connection (`rediss` in the place of `redis`)",
+    };
+    let message = format!("{}; {hint}", message(&error));
+    BackendError::transient(NAME, message).with_source(error)
+}
+
+fn message(error: &LinkError) -> &'static str {
+    match error {
+        LinkError::Timeout => "the server gave no answer in time",
+        _ => "the server cannot be reached",
     }
 }
 
@@ -213,6 +244,7 @@ mod tests {
             (LinkError::Overloaded, Transient),
             (LinkError::Protocol("a string".to_owned()), Permanent),
             (LinkError::Timeout, Transient),
+            (LinkError::Untrusted("UnknownIssuer".to_owned()), Permanent),
         ] {
             assert_eq!(classify(error.clone()).kind(), kind, "{error}");
         }

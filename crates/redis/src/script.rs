@@ -176,7 +176,7 @@ pub(crate) fn nonsense(reply: &Reply) -> LinkError {
             return LinkError::Protocol(format!("an array of {}", elements.len()));
         }
         Reply::Bulk(_) => "a string",
-        Reply::Error(text) => return LinkError::Server(text.clone()),
+        Reply::Error(text) => return LinkError::server(text),
         Reply::Int(_) => "a number",
         Reply::Nil => "nothing",
     };

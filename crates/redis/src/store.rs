@@ -104,6 +104,10 @@ impl Store {
                     if self.places.is_unending(claim.key(), lock) {
                         return Err(unending(claim.key().as_str()));
                     }
+                    if join {
+                        // Who joins is never told that: asking for ever would not help.
+                        return Err(classify(nonsense(&reply)));
+                    }
                     if claim.may_queue() {
                         hears = self.link.subscribed().await.is_ok();
                         join = true;

@@ -85,8 +85,12 @@ fn set(config: &mut RedisConfig, option: &str) -> Result<(), BackendError> {
     let (name, value) = option.split_once('=').unwrap_or((option, ""));
     let value = decode(value)?;
     match (name, &mut config.topology) {
-        ("timeout", _) => config.request_timeout = duration("timeout", &value)?,
-        ("connect_timeout", _) => config.connect_timeout = duration("connect_timeout", &value)?,
+        ("timeout", _) => {
+            *config = config.clone().request_timeout(duration("timeout", &value)?);
+        }
+        ("connect_timeout", _) => {
+            *config = config.clone().connect_timeout(duration("connect_timeout", &value)?);
+        }
         ("ca", _) if config.tls => config.ca_file = Some(value.into()),
         ("ca", _) => return Err(wrong("the option `ca` needs `rediss`")),
         ("user", _) => config.user = Some(value),
@@ -124,7 +128,15 @@ fn endpoint(text: &str, default: u16) -> Result<Endpoint, BackendError> {
         Some(rest) => {
             let (host, port) =
                 rest.split_once(']').ok_or_else(|| wrong("an IPv6 address has no closing `]`"))?;
-            (host, port.strip_prefix(':'))
+            match (port, port.strip_prefix(':')) {
+                ("", _) => (host, None),
+                (_, Some(port)) => (host, Some(port)),
+                _ => {
+                    return Err(wrong(
+                        "behind the `]` of an IPv6 address only `:` and a port may be",
+                    ));
+                }
+            }
         }
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
@@ -260,6 +272,7 @@ mod tests {
             ("redis-sentinel://:hunter2@h", "`master`"),
             ("redis-cluster://:hunter2@h/1", "database 0"),
             ("redis://:hunter2@[::1", "`]`"),
+            ("redis://:hunter2@[::1]7000", "`]`"),
             ("unix://hunter2", "socket"),
         ] {
             let error = parse(url).unwrap_err();
@@ -272,14 +285,98 @@ mod tests {
 
     #[test]
     fn debug_hides_passwords() {
-        let url = "redis-sentinel://u:hunter2@h?master=m&sentinel_password=hunter2";
-        assert!(!format!("{:?}", parse(url).unwrap()).contains("hunter2"));
+        for url in [
+            "redis-sentinel://u:hunter2@h?master=m&sentinel_password=hunter2",
+            // The slip of giving it as a user.
+            "redis://hunter2@h",
+        ] {
+            let config = parse(url).unwrap();
+            let shown = format!("{config:?} {config:#?}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    /// A URL as it is meant to be, and what it says, written by hand.
+    #[derive(Clone, Debug)]
+    struct Valid {
+        user: String,
+        password: String,
+        hosts: Vec<(String, u16)>,
+        database: u8,
+        timeout: u32,
+    }
+
+    fn valid() -> impl Strategy<Value = Valid> {
+        let word = "\\PC{0,12}|[%@:/?#&=+ ,\\[\\]\\x00\\r\\n]{0,8}";
+        let host = ("[a-z0-9.-]{1,12}", 1..=u16::MAX);
+        let hosts = prop::collection::vec(host, 1..4);
+        (word, word, hosts, any::<u8>(), 1..=u32::MAX).prop_map(
+            |(user, password, hosts, database, timeout)| Valid {
+                user,
+                password,
+                hosts,
+                database,
+                timeout,
+            },
+        )
+    }
+
+    /// Writes every byte with `%`, so that nothing is left to chance.
+    fn encode(text: &str) -> String {
+        text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    }
+
+    impl Valid {
+        fn url(&self, scheme: &str) -> String {
+            let (user, password) = (encode(&self.user), encode(&self.password));
+            let hosts: Vec<_> =
+                self.hosts.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+            let (hosts, database, timeout) = (hosts.join(","), self.database, self.timeout);
+            format!("{scheme}://{user}:{password}@{hosts}/{database}?timeout={timeout}ms&master=m")
+        }
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
         #[test]
-        fn no_url_whatsoever_makes_us_panic(url in "(redis(s|-cluster|-sentinel|\\+unix)?://)?[%@:/?&=,\\[\\]a-f0-9é]{0,24}") {
-            let _ = parse(&url);
+        fn no_url_whatsoever_makes_us_panic(
+            url in "(redis(s|-cluster|-sentinel|\\+unix)?://)?[%@:/?&=,\\[\\]a-f0-9é]{0,24}",
+            any in "\\PC{0,40}",
+        ) {
+            let _ = (parse(&url), parse(&any), parse(&format!("redis://{any}")));
+        }
+
+        #[test]
+        fn what_a_url_says_is_what_is_configured(valid in valid()) {
+            let config = parse(&valid.url("redis-sentinel")).unwrap();
+            let user = Some(valid.user.clone()).filter(|user| !user.is_empty());
+            prop_assert_eq!(&config.user, &user);
+            prop_assert_eq!(config.password.as_deref(), Some(&*valid.password));
+            prop_assert_eq!(config.database, Some(valid.database));
+            let asked = Duration::from_millis(valid.timeout.into());
+            prop_assert_eq!(config.request_timeout, asked.min(Duration::from_secs(86_400)));
+            let endpoint = |(host, port): &(String, u16)| Endpoint::new(host, *port);
+            let hosts: Vec<_> = valid.hosts.iter().map(endpoint).collect();
+            let Topology::Sentinel { sentinels, .. } = config.topology else { panic!() };
+            prop_assert_eq!(sentinels, hosts);
+        }
+
+        /// One wrong character in a URL with a password: read, or refused without a word of the password.
+        #[test]
+        fn a_damaged_url_is_refused_without_its_password(
+            at in any::<prop::sample::Index>(), put in "[%@:/?#&=,\\[\\]\\x00 é]{0,2}", cut in 0_usize..3,
+            tail in "(/[0-9a-z]{0,4})?(\\?[a-z_]{0,9}=?[a-z0-9]{0,5})?",
+        ) {
+            let url = format!("redis://someone:hunter2swordfish@host:6379{tail}");
+            let at = at.index(url.len());
+            let damaged: String = [&url[..at], &put, url.get(at + cut..).unwrap_or("")].concat();
+            let shown = match parse(&damaged) {
+                Ok(config) => format!("{config:?} {config:#?}"),
+                Err(error) => format!("{error} {error:?} {error:#?}"),
+            };
+            let told = ["hunter", "swordf"].into_iter().find(|part| shown.contains(part));
+            prop_assert_eq!(told, None, "{}: {}", damaged, shown);
         }
     }
 }

@@ -5,19 +5,19 @@ mod common;
 use common::{backend, command, eventually, leftovers, ms, server, soon};
 use distlock_core::{Client, Error, ErrorKind, Guard};
 use distlock_redis::RedisBackend;
-use distlock_servers::redis::{RedisCluster, RedisServer};
+use distlock_servers::redis::{RedisCluster, RedisSentinel, RedisServer};
 
-/// The words of the documented command, between the name and the rights that a single server has no use for.
-fn documented() -> Vec<String> {
+/// The words of a documented command, behind its beginning.
+fn documented(beginning: &str) -> Vec<String> {
     let page = include_str!("../../../docs/redis-acl.md");
-    let (_, rest) = page.split_once("ACL SETUSER locks on >password ").unwrap();
+    let (_, rest) = page.split_once(&format!("{beginning} on >password ")).unwrap();
     let (rights, _) = rest.split_once("```").unwrap();
     rights.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Makes a user with the documented rights but for some.
 fn create(server: &RedisServer, name: &str, without: &[&str], besides: &[&str]) {
-    let rights = documented();
+    let rights = documented("ACL SETUSER locks");
     assert!(without.iter().all(|one| rights.iter().any(|right| right == one)), "{without:?}");
     let secret = format!(">{name}");
     let mut words = vec!["ACL", "SETUSER", name, "on", &secret];
@@ -60,6 +60,23 @@ async fn works(one: &Client, two: &Client, server: &RedisServer) {
     let guard = one.mutex("k").min_hold(ms(50)).lock().await.unwrap();
     guard.release().await.unwrap();
     drop(soon(two.mutex("k").lock()).await.unwrap());
+    // Handed on inside the process, to one who has other words; and resumed by another process.
+    let guard = one.mutex("k").metadata("first").lock().await.unwrap();
+    let heir = one.mutex("k").metadata("second").ttl(ms(20_000));
+    let (heir, released) = tokio::join!(soon(heir.lock()), async {
+        tokio::time::sleep(ms(20)).await;
+        guard.release().await
+    });
+    released.unwrap();
+    let heir = heir.unwrap();
+    assert_eq!(one.inspect("k").await.unwrap().holders[0].metadata, "second");
+    let resumed = two.mutex("k").owner(heir.owner()).metadata("third").lock().await.unwrap();
+    assert_eq!(resumed.fencing_token(), heir.fencing_token());
+    let ends = one.mutex("k");
+    let (ended, released) = tokio::join!(soon(ends.wait_released(ms(10_000))), resumed.release());
+    ended.unwrap();
+    released.unwrap();
+    drop(heir);
     eventually("nothing is left", || leftovers(server).is_empty()).await;
 }
 
@@ -88,6 +105,26 @@ async fn in_a_cluster_two_more_are_enough() {
     works(&one, &two, node).await;
     for node in cluster.nodes() {
         assert_eq!(refusals(node), "");
+    }
+}
+
+#[tokio::test]
+async fn with_sentinels_they_are_enough_on_the_primary() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let primary = group.master().unwrap();
+    create(primary, "locks", &[], &["+role"]);
+    for sentinel in group.sentinels() {
+        let mut words = vec!["ACL", "SETUSER", "finder", "on", ">finder"];
+        let rights = documented("ACL SETUSER finder");
+        words.extend(rights.iter().map(String::as_str));
+        assert_eq!(command(sentinel, &words), "OK");
+    }
+    let url = group.url().replace("://", "://locks:locks@");
+    let url = format!("{url}&sentinel_user=finder&sentinel_password=finder");
+    let (one, two) = (connect(&url).await, connect(&url).await);
+    works(&one, &two, primary).await;
+    for server in group.sentinels().iter().chain([primary]) {
+        assert_eq!(refusals(server), "");
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use tokio::{net::TcpListener, runtime::Builder, sync::oneshot};
 
 /// A port of 127.0.0.1 that is served until this is dropped.
-pub(super) struct Background {
+pub(crate) struct Background {
     port: u16,
     /// Dropping it ends the thread.
     stop: Option<oneshot::Sender<()>>,
@@ -17,7 +17,7 @@ pub(super) struct Background {
 
 impl Background {
     /// Listens on a free port, and hands the listener to `serve` on the thread.
-    pub(super) fn start<F: Future<Output = ()>>(
+    pub(crate) fn start<F: Future<Output = ()>>(
         serve: impl FnOnce(TcpListener) -> F + Send + 'static,
     ) -> io::Result<Self> {
         let listener = net::TcpListener::bind(("127.0.0.1", 0))?;
@@ -37,7 +37,7 @@ impl Background {
         Ok(Self { port, stop: Some(stop), thread: Some(thread) })
     }
 
-    pub(super) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 }

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{certificate::Authority, redis::RedisServer};
+use crate::{
+    certificate::{Authority, Flaw},
+    redis::RedisServer,
+};
 
 /// One server whose only port speaks TLS, with a certificate made on the spot.
 ///
@@ -21,8 +24,20 @@ impl RedisTls {
     /// # Errors
     /// As [`RedisServer::start`]; a Redis built without TLS says so.
     pub fn start(args: &[&str]) -> io::Result<Self> {
+        Self::start_with(args, None)
+    }
+
+    /// The same, with a certificate that no client should accept though its authority is trusted.
+    ///
+    /// # Errors
+    /// As [`RedisTls::start`].
+    pub fn flawed(flaw: Flaw) -> io::Result<Self> {
+        Self::start_with(&[], Some(flaw))
+    }
+
+    fn start_with(args: &[&str], flaw: Option<Flaw>) -> io::Result<Self> {
         let server = RedisServer::launch("tls", |port, dir| {
-            write_certificates(dir)?;
+            write_certificates(dir, flaw)?;
             let path = |name| dir.join(name).display().to_string();
             let (port, ca, cert, key) =
                 (port.to_string(), path(CA), path("server.pem"), path("server.key"));
@@ -74,9 +89,9 @@ const CA: &str = "ca.pem";
 
 const OTHER_CA: &str = "other-ca.pem";
 
-fn write_certificates(dir: &Path) -> io::Result<()> {
+fn write_certificates(dir: &Path, flaw: Option<Flaw>) -> io::Result<()> {
     let authority = Authority::new("distlock test authority")?;
     authority.write(&dir.join(CA))?;
-    authority.sign(dir, "server")?;
+    authority.sign_with(dir, "server", flaw)?;
     Authority::new("another authority")?.write(&dir.join(OTHER_CA))
 }

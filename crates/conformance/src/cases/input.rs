@@ -1,12 +1,12 @@
 //! Values outside their limits, and loads beyond them.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use distlock_core::{Client, Error, Key, Mutex};
 use futures_util::future::join_all;
 
 use crate::{
-    Op, Stage,
+    Dice, Op, Stage, stage,
     tools::{LONG, Watch, eventually, lock, within},
 };
 
@@ -115,6 +115,73 @@ pub async fn too_many_locks(stage: &Stage) {
     drop(two);
     let third = client.mutex("other").lock().await.expect("there is room again");
     drop((one, third));
+}
+
+/// FAULTS J2, J3: names and words by chance, of all that could be taken for something else; each is a lock of its own, and comes back as it was.
+pub async fn any_names_and_any_words(stage: &Stage) {
+    const PARTS: [&str; 24] = [
+        "a",
+        "b",
+        "/",
+        "//",
+        ":",
+        "::",
+        "{",
+        "}",
+        "{}",
+        "\0",
+        "\r\n",
+        "\n",
+        " ",
+        "%",
+        "*",
+        "__distlock:",
+        "f:{a}",
+        "w0123",
+        "\u{e9}",
+        "\u{1f512}",
+        "\u{202e}",
+        "dl1:",
+        "$1",
+        "-",
+    ];
+    let seed = Dice::new(u64::try_from(stage::owner().as_u128() >> 64).unwrap_or(0)).roll();
+    let mut dice = Dice::new(seed);
+    let mut text = |longest: usize| {
+        let mut text = String::new();
+        let most = if dice.chance(0.1) { longest as u64 } else { 8 };
+        let wanted = 1 + dice.below(most);
+        for _ in 0..wanted {
+            let part = PARTS[usize::try_from(dice.below(24)).unwrap_or(0)];
+            if text.len() + part.len() <= longest {
+                text.push_str(part);
+            }
+        }
+        text
+    };
+    let (client, other) = (stage.client(), stage.other_client().await);
+    let longest = Key::MAX_LEN - stage.prefix().len();
+    let locks: HashMap<String, String> = (0..40).map(|_| (text(longest), text(4096))).collect();
+    let mut guards = Vec::new();
+    for (name, words) in &locks {
+        let guard = client.mutex(name).metadata(&**words).try_lock().await;
+        let guard = guard.unwrap_or_else(|error| panic!("seed {seed}: {name:?}: {error}"));
+        guards.push(guard.unwrap_or_else(|| panic!("seed {seed}: {name:?} is free")));
+    }
+    for (guard, (name, words)) in guards.iter().zip(&locks) {
+        assert!(other.mutex(name).try_lock().await.expect("an answer").is_none(), "{name:?}");
+        let occupancy = other.inspect(name).await.expect("an answer");
+        assert_eq!(occupancy.holders.len(), 1, "seed {seed}: {name:?}");
+        assert_eq!(occupancy.holders[0].owner, Some(guard.owner()), "seed {seed}: {name:?}");
+        assert_eq!(&occupancy.holders[0].metadata, words, "seed {seed}: {name:?}");
+    }
+    for guard in guards {
+        guard.release().await.expect("an answer");
+    }
+    for name in locks.keys() {
+        let left = other.inspect(name).await.expect("an answer");
+        assert!(left.holders.is_empty(), "seed {seed}: {name:?}");
+    }
 }
 
 /// FAULTS J4, J5: very many locks of one process, each held, each given back.

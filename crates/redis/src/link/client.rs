@@ -78,7 +78,7 @@ impl Router {
             },
         };
         router.stop().await;
-        Err(error)
+        Err(hide(error, &client.client_config()))
     }
 
     /// Waits until the connection is lost.
@@ -107,6 +107,16 @@ impl Drop for Router {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Takes out of an error what we log in with, which the server has just been told and may repeat.
+fn hide(error: LinkError, config: &Config) -> LinkError {
+    let sentinels = match &config.server {
+        ServerConfig::Sentinel { password, .. } => password.as_deref(),
+        _ => None,
+    };
+    let secrets: Vec<_> = config.password.as_deref().into_iter().chain(sentinels).collect();
+    error.without(&secrets)
 }
 
 /// Without a reconnection policy fred ends its task at the first trouble.

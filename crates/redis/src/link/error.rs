@@ -29,13 +29,46 @@ pub(crate) enum LinkError {
     /// No reply in time.
     #[error("no reply in time")]
     Timeout,
+    /// The server shows a certificate that proves nothing.
+    #[error("the certificate is not valid: {0}")]
+    Untrusted(String),
 }
 
+const CERTIFICATE: &str = "InvalidCertificate(";
+
+/// A server that does not know a command quotes its arguments, of which one may be a password or an owner id.
+const QUOTE: &str = ", with args beginning with:";
+
 impl LinkError {
+    /// What a server says, but for what it quotes of us.
+    pub(crate) fn server(text: &str) -> Self {
+        Self::Server(text.split_once(QUOTE).map_or(text, |(said, _)| said).to_owned())
+    }
+
+    /// The same without these words, whoever brought them in.
+    pub(super) fn without(self, secrets: &[&str]) -> Self {
+        let hide = |text: String| {
+            let secrets = secrets.iter().filter(|secret| !secret.is_empty());
+            secrets.fold(text, |text, secret| text.replace(secret, "…"))
+        };
+        match self {
+            Self::Config(text) => Self::Config(hide(text)),
+            Self::Disconnected { reason, sent } => {
+                Self::Disconnected { reason: hide(reason), sent }
+            }
+            Self::Server(text) => Self::Server(hide(text)),
+            other => other,
+        }
+    }
+
     /// Whether the command may have been executed, now or later.
     pub(crate) fn may_have_run(&self) -> bool {
         match self {
-            Self::Closed | Self::Config(_) | Self::Moved | Self::Overloaded => false,
+            Self::Closed
+            | Self::Config(_)
+            | Self::Moved
+            | Self::Overloaded
+            | Self::Untrusted(_) => false,
             Self::Disconnected { sent, .. } => *sent,
             Self::Protocol(_) | Self::Timeout => true,
             // An error that comes from inside a script leaves what the script did before it.
@@ -105,8 +138,13 @@ impl LinkError {
         let from_server = 1 < word.len() && word.bytes().all(|byte| byte.is_ascii_uppercase());
         match error.kind() {
             ErrorKind::Timeout => Self::Timeout,
+            // What rustls says comes in the clothes of an error of the system.
+            _ if details.contains(CERTIFICATE) => {
+                let why = details.split_once(CERTIFICATE).map_or("", |(_, why)| why);
+                Self::Untrusted(why.strip_suffix(") }").unwrap_or(why).to_owned())
+            }
             ErrorKind::IO => Self::Disconnected { reason: details.to_owned(), sent: false },
-            _ if from_server => Self::Server(details.to_owned()),
+            _ if from_server => Self::server(details),
             ErrorKind::Config => Self::Config(details.to_owned()),
             _ => Self::Disconnected { reason: details.to_owned(), sent: false },
         }

@@ -21,7 +21,7 @@ impl Reply {
     /// [`LinkError::Server`] if the whole reply is an error.
     pub(super) fn from_frame(frame: Resp3Frame) -> Result<Self, LinkError> {
         match Self::convert(frame) {
-            Self::Error(text) => Err(LinkError::Server(text)),
+            Self::Error(text) => Err(LinkError::server(&text)),
             reply => Ok(reply),
         }
     }

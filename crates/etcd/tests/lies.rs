@@ -1,0 +1,96 @@
+//! A server that answers what no server answers: nothing panics in our code, nothing hangs, nothing is believed for longer than it was asked for.
+
+mod common;
+
+use common::{ms, server, soon};
+use distlock_conformance::{Told, survive_lies};
+use distlock_core::{Client, Error, ErrorKind};
+use distlock_etcd::EtcdBackend;
+use distlock_servers::liar::{Liar, Panics};
+
+/// How many runs there are; more by the variable.
+fn seeds() -> std::ops::Range<u64> {
+    let given = std::env::var("DISTLOCK_TEST_SEEDS").ok();
+    0..given.map_or(12, |given| given.parse().expect("DISTLOCK_TEST_SEEDS is a number"))
+}
+
+async fn lied_to(port: u16, seed: u64) -> (Told, usize) {
+    let liar = Liar::etcd(port, seed).unwrap();
+    let url = format!("etcd://127.0.0.1:{}?timeout=150ms&connect_timeout=500ms", liar.port());
+    let share = [10, 30, 150, 700][usize::try_from(seed % 4).unwrap()];
+    // Connecting among lies ends, whichever way.
+    liar.lie(share);
+    for _ in 0..4 {
+        if let Ok(backend) = soon(EtcdBackend::connect(&url)).await {
+            soon(backend.close()).await;
+        }
+    }
+    liar.lie(0);
+    let mut backends = Vec::new();
+    while backends.len() < 2 {
+        // A machine that is busy may take longer than the limit.
+        backends.extend(soon(EtcdBackend::connect(&url)).await);
+    }
+    liar.lie(share);
+    let clients: Vec<_> = backends.iter().cloned().map(Client::new).collect();
+    let told = survive_lies(&clients, seed, || liar.hush(), || liar.repent()).await;
+    for (client, backend) in clients.iter().zip(&backends) {
+        soon(client.shutdown()).await;
+        soon(backend.close()).await;
+    }
+    (told, liar.lies())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_a_server_answers_nothing_panics_hangs_or_is_believed_for_long() {
+    let panics = Panics::watch();
+    let server = server();
+    let seeds: Vec<u64> = seeds().collect();
+    let (mut grants, mut errors, mut lies) = (0, 0, 0);
+    for some in seeds.chunks(12) {
+        let runs: Vec<_> =
+            some.iter().map(|&seed| tokio::spawn(lied_to(server.port(), seed))).collect();
+        for run in runs {
+            let (told, told_lies) = run.await.unwrap();
+            (grants, errors, lies) = (grants + told.grants, errors + told.errors, lies + told_lies);
+        }
+    }
+    let count = seeds.len();
+    // The driver panics at an event, and at a part of a transaction, of a kind that it does not know; what calls it there contains that.
+    let drivers = |panic: &String| {
+        let known = ["/src/rpc/kv.rs:", "/src/rpc/watch.rs:"];
+        panic.contains("etcd-client-") && known.iter().any(|place| panic.contains(place))
+    };
+    let (contained, ours): (Vec<_>, Vec<_>) = panics.seen().into_iter().partition(drivers);
+    assert_eq!(ours, Vec::<String>::new());
+    eprintln!("{} panics of the driver were contained", contained.len());
+    eprintln!("{lies} lies in {count} runs: {grants} grants, {errors} errors");
+    assert!(10 * count < lies && count < grants && count < errors, "it proves nothing");
+    // Whatever was made of a lie is gone soon.
+    common::eventually("nothing is left", || common::keys(&server, "").is_empty()).await;
+}
+
+/// The driver panics when it looks at such an answer, in the task that asked.
+#[tokio::test]
+async fn a_part_of_no_kind_in_an_answer_is_an_error_of_the_store() {
+    let server = server();
+    let liar = Liar::etcd(server.port(), 0).unwrap();
+    let backend = EtcdBackend::connect(&format!("etcd://127.0.0.1:{}", liar.port())).await.unwrap();
+    let client = Client::new(backend);
+    let guard = client.mutex("held").ttl(ms(1500)).lock().await.unwrap();
+    liar.hollow(true);
+    for name in ["k", "l"] {
+        let locked = soon(client.mutex(name).lock()).await;
+        let Error::Backend(error) = locked.unwrap_err() else {
+            panic!("an error of the store is expected");
+        };
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+        assert!(error.to_string().contains("makes no sense"), "{error}");
+    }
+    liar.hollow(false);
+    // Those who wait in this process were not harmed, nor was what writes for all.
+    guard.release().await.unwrap();
+    for name in ["held", "k"] {
+        soon(client.mutex(name).lock()).await.unwrap().release().await.unwrap();
+    }
+}
