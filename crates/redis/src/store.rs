@@ -20,7 +20,8 @@ use crate::{
     link::{Attempts, Bytes, Link, LinkError, Reply, Script},
     pace::Outlook,
     places::{Anchor, Places},
-    script::{ACQUIRE, Answer, Grant, INSPECT, RELEASE, Taken, array, int, nonsense},
+    script::{Answer, Grant, INSPECT, Taken, array, int, nonsense},
+    together::Together,
     words::Words,
 };
 
@@ -36,6 +37,9 @@ pub(crate) const GRACE: Duration = Duration::from_millis(5);
 /// A release says it again so often, when there are only dead ones in the line: as many as it holds, 512 at a time.
 const MORE: u32 = 64;
 
+/// The fence counter outlives its lock by this.
+const IDLE: Duration = Duration::from_secs(3600);
+
 /// After so long a hold the fence counter may have expired.
 const LONG_HOLD: Duration = Duration::from_secs(1800);
 
@@ -46,6 +50,8 @@ const BACKGROUND: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) link: Link,
+    pub(crate) acquires: Together,
+    pub(crate) releases: Together,
     pub(crate) places: Arc<Places>,
     pub(crate) clock: Clock,
     /// 32 hex digits: where this process is told things.
@@ -77,9 +83,7 @@ impl Store {
         loop {
             let sent = Instant::now();
             let words = self.acquire_words(claim, &names, slot, join, hears);
-            let (keys, args) = words.split_at(4);
-            let reply = self.link.run(&ACQUIRE, keys, args, Attempts::AtMostOnce).await;
-            let reply = match reply {
+            let reply = match self.acquires.send(words).await {
                 Ok(reply) => reply,
                 Err(error) => {
                     if self.is_open(&error) {
@@ -138,17 +142,17 @@ impl Store {
     ) -> Vec<Bytes> {
         let metadata = claim.metadata();
         let mut words =
-            Words::with_capacity(13, 384 + 8 * claim.key().as_str().len() + metadata.len());
+            Words::with_capacity(11, 384 + 8 * claim.key().as_str().len() + metadata.len());
         names.all(&mut words);
         words.show(format_args!("dl1:{}:{}:", claim.owner(), self.process));
-        words.show(millis(claim.ttl()));
+        let ttl = millis(claim.ttl());
+        words.show(ttl);
+        words.show(ttl + IDLE.as_millis());
         words.show(claim.block().max(1));
         words.show(self.clock.not_after(slot, self.request_timeout));
         words.push(metadata.as_bytes());
-        words.push(if join { b"join" } else { b"try" });
-        words.flag(!self.link.is_cluster());
-        words.flag(hears);
-        words.show(self.place_ttl.as_millis());
+        let (mode, exact) = (if join { 'j' } else { 't' }, u8::from(!self.link.is_cluster()));
+        words.show(format_args!("{mode}{exact}{}{}", u8::from(hears), self.place_ttl.as_millis()));
         words.finish()
     }
 
@@ -193,19 +197,18 @@ impl Store {
         words.push(self.process.as_bytes());
         words.show(used);
         words.show(millis(rest));
-        words.flag(!self.link.is_cluster());
         words.flag(long);
+        words.flag(!self.link.is_cluster());
         words.finish()
     }
 
     /// Sends a release until it is answered, within the time of a request.
     async fn give_back(&self, words: &[Bytes]) -> Result<bool, BackendError> {
         let start = Instant::now();
-        let (keys, args) = words.split_at(4);
         let (mut cuts, mut said) = (0, 0);
         let mut gave = false;
         loop {
-            match self.link.run(&RELEASE, keys, args, Attempts::AtMostOnce).await {
+            match self.releases.send(words.to_vec()).await {
                 Ok(reply) => {
                     let answer = int(&reply).ok_or_else(|| classify(nonsense(&reply)))?;
                     // What it does not have any more, an earlier request that was cut off gave back.
