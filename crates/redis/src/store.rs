@@ -161,7 +161,10 @@ impl Store {
         let names = Names::of(claim.key())?;
         let place = self.places.leave(claim.owner());
         let long = place.as_ref().is_none_or(|place| LONG_HOLD < place.asked.elapsed());
-        let used = claim.last_token().map_or(0, FencingToken::as_u64);
+        let used = claim.last_token().map(FencingToken::as_u64);
+        // Of one token nothing is left to be given back.
+        let used =
+            if claim.block() <= 1 && used.is_some() { None } else { Some(used.unwrap_or(0)) };
         let words = self.release_words(&names, claim.owner(), used, claim.rest(), long);
         if let Some(until) = place.as_ref().and_then(|place| place.ghost_until) {
             self.release_later(words.clone(), until);
@@ -187,15 +190,17 @@ impl Store {
         &self,
         names: &Names<'_>,
         owner: Owner,
-        used: u64,
+        used: Option<u64>,
         rest: Duration,
         long: bool,
     ) -> Vec<Bytes> {
-        let mut words = Words::with_capacity(10, 640);
+        let mut words = Words::with_capacity(9, 640);
         names.all(&mut words);
-        words.show(owner);
-        words.push(self.process.as_bytes());
-        words.show(used);
+        words.show(format_args!("dl1:{owner}:{}:", self.process));
+        match used {
+            Some(used) => words.show(used),
+            None => words.push(b""),
+        }
         words.show(millis(rest));
         words.flag(long);
         words.flag(!self.link.is_cluster());
@@ -244,7 +249,7 @@ impl Store {
     pub(crate) fn give_back_unknown(&self, owner: Owner, key: &str, ttl: Duration) {
         let Ok(key) = Key::new(key) else { return };
         let Ok(names) = Names::of(&key) else { return };
-        let words = self.release_words(&names, owner, 0, Duration::ZERO, true);
+        let words = self.release_words(&names, owner, Some(0), Duration::ZERO, true);
         self.give_back_until(words, Instant::now() + ttl);
     }
 

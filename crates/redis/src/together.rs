@@ -1,6 +1,6 @@
 //! Requests that come up together go to the server together, in one script that does them one after another.
 //!
-//! Nobody waits for company: a request that finds nothing under way leaves at once. Else it leaves when all tasks that can run now have run, which
+//! Nobody waits for company: a request that finds few others under way leaves at once. Else it leaves when all tasks that can run now have run, which
 //! are those that the last answer woke, with whatever these want. Each has its own answer; one that fails is made again by itself, so that
 //! nobody gets another one's error.
 
@@ -13,6 +13,9 @@ use futures_util::future::join_all;
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
 
 use crate::link::{Attempts, Bytes, Link, LinkError, Reply, Script};
+
+/// While so few are under way, each goes by itself: together they would wait for one another's answers, and save little.
+const FEW: usize = 8;
 
 /// So many requests go into one script, which keeps the server for as long as the renewal of many locks does.
 const MOST: usize = 32;
@@ -40,7 +43,7 @@ struct Gathering(Mutex<State>);
 #[derive(Default)]
 struct State {
     waiting: Vec<Pending>,
-    /// How many scripts are under way.
+    /// How many of those that have left have no answer yet.
     under_way: usize,
     /// A task is about to fetch those who wait.
     called: bool,
@@ -68,7 +71,7 @@ impl Together {
         let answer = match self.join(words) {
             Ok(answer) => answer,
             Err(words) => {
-                let _under_way = UnderWay(Arc::clone(&self.gathering));
+                let _under_way = UnderWay(Arc::clone(&self.gathering), 1);
                 return self.courier.alone(&words).await;
             }
         };
@@ -87,7 +90,7 @@ impl Together {
     fn join(&self, words: Vec<Bytes>) -> Result<oneshot::Receiver<Outcome>, Vec<Bytes>> {
         let mut state = self.gathering.state();
         // The keys of two locks are seldom in the same slot of a cluster.
-        if self.courier.link.is_cluster() || (state.under_way == 0 && !state.called) {
+        if self.courier.link.is_cluster() || (state.under_way < FEW && !state.called) {
             state.under_way += 1;
             return Err(words);
         }
@@ -160,12 +163,12 @@ impl Gathering {
     }
 }
 
-/// A script under way, until it is dropped.
-struct UnderWay(Arc<Gathering>);
+/// So many requests that have left, until it is dropped.
+struct UnderWay(Arc<Gathering>, usize);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.state().under_way -= 1;
+        self.0.state().under_way -= self.1;
     }
 }
 
@@ -183,14 +186,18 @@ impl Fetcher {
             let rest = waiting.split_off(waiting.len().min(MOST));
             batches.push(mem::replace(&mut waiting, rest));
         }
-        gathering.state().under_way += batches.len();
-        let carry_out = |batch| courier.carry_out(batch, UnderWay(Arc::clone(&gathering)));
+        let carry_out = |batch: Vec<Pending>| {
+            let under_way = UnderWay(Arc::clone(&gathering), batch.len());
+            courier.carry_out(batch, under_way)
+        };
         join_all(batches.into_iter().map(carry_out)).await;
     }
 
+    /// Who is taken is under way.
     fn take(gathering: &Gathering) -> Vec<Pending> {
         let mut state = gathering.state();
         state.called = false;
+        state.under_way += state.waiting.len();
         mem::take(&mut state.waiting)
     }
 }
@@ -198,7 +205,8 @@ impl Fetcher {
 impl Drop for Fetcher {
     fn drop(&mut self) {
         if let Some(gathering) = &self.0 {
-            drop(Self::take(gathering));
+            let waiting = Self::take(gathering);
+            drop(UnderWay(Arc::clone(gathering), waiting.len()));
         }
     }
 }

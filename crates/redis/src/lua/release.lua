@@ -1,8 +1,8 @@
 -- Gives back whatever the owner has, the lock or its place, and grants a free lock to the next in line.
 -- For one or for many, one after another; one of many that fails takes no other with it.
 -- KEYS for each: lock, fence, line, places
--- ARGV for each: 1 owner 2 process 3 last token used, or '0': not known 4 for how long the lock is to stay taken, in ms
---      5 '1': the fence counter may have expired meanwhile 6 '1': NUMSUB is exact
+-- ARGV for each: 1 the beginning of the value: 'dl1:' owner ':' process ':' 2 last token used; '0': not known; '': the only one there was
+--      3 for how long the lock is to stay taken, in ms 4 '1': the fence counter may have expired meanwhile 5 '1': NUMSUB is exact
 -- -> of many a list with an answer for each, or nil for one that failed; the answer is
 --    1 it had something, 0 it had nothing; 2 more: there are only dead ones in the line so far, to be said again
 local call = redis.call
@@ -21,7 +21,7 @@ local function slow(L, F, Q, H, owner, process, used, rest, long, exact, v, mine
     return gone
   end
   local holder, a, z = parse(v)
-  if used + 0 < a + 0 then used = z end
+  if used == '' or used + 0 < a + 0 then used = z end
   rest = tonumber(rest)
   if rest > 0 then
     -- A mark in the owner's place, which no late renewal fits. PEXPIRE is not refused by a full memory, and then SET is not either.
@@ -43,17 +43,22 @@ local function slow(L, F, Q, H, owner, process, used, rest, long, exact, v, mine
   return state == 'more' and 3 or 1
 end
 
-local function release(L, F, Q, H, owner, process, used, rest, long, exact)
+local function release(L, F, Q, H, head, used, rest, long, exact)
   local v = call('GET', L)
-  local mine = v and string.sub(v, 1, 37) == 'dl1:' .. owner .. ':'
+  -- The common case, before the shared functions are defined, and with as little done with text as can be.
+  if v and used == '' and rest == '0' and long == '0' and string.sub(v, 1, 70) == head and call('EXISTS', Q) == 0 then
+    call('DEL', L)
+    return 1
+  end
+  local owner, process = string.sub(head, 5, 36), string.sub(head, 38, 69)
+  local mine = v and string.sub(v, 1, 37) == string.sub(head, 1, 37)
   if not mine or rest ~= '0' or call('EXISTS', Q) ~= 0 then
     return slow(L, F, Q, H, owner, process, used, rest, long, exact, v, mine)
   end
-  -- The common case, before the shared functions are defined.
   call('DEL', L)
   local holder, a, z = string.sub(v, 38, 69), string.match(v, '^(%d+):(%d+):', 71)
   -- A token of an earlier grant says nothing of this one: an acquisition that came late was granted anew.
-  if used ~= z and used + 0 < a + 0 then used = z end
+  if used == '' or used + 0 < a + 0 then used = z end
   -- The rest of a block goes back, or the counter outruns the clock.
   if used ~= z or long == '1' then call('SET', F, used, 'PX', 3600000) end
   if holder ~= process then redis.pcall('PUBLISH', '__distlock:c:' .. holder, 'l:' .. owner) end
@@ -61,12 +66,12 @@ local function release(L, F, Q, H, owner, process, used, rest, long, exact)
 end
 
 local K, A = KEYS, ARGV
-if #K == 4 then return release(K[1], K[2], K[3], K[4], A[1], A[2], A[3], A[4], A[5], A[6]) end
+if #K == 4 then return release(K[1], K[2], K[3], K[4], A[1], A[2], A[3], A[4], A[5]) end
 local answers, a = {}, 0
 for k = 4, #K, 4 do
   local done, answer = pcall(
-    release, K[k - 3], K[k - 2], K[k - 1], K[k], A[a + 1], A[a + 2], A[a + 3], A[a + 4], A[a + 5], A[a + 6])
+    release, K[k - 3], K[k - 2], K[k - 1], K[k], A[a + 1], A[a + 2], A[a + 3], A[a + 4], A[a + 5])
   answers[k / 4] = done and answer
-  a = a + 6
+  a = a + 5
 end
 return answers
