@@ -324,7 +324,8 @@ async fn two_processes(report: &mut Report, url: &str, driver: &Driver) {
     report.say(
         "The longest row is that of turns which one client had while the other one had none. \
          With 0 it is the other's whole line, in the order of arrival. \
-         That somebody of another process waits is known after the server has said so: who holds for no time at all may have handed on all 256 tokens of a block by then.",
+         A process is known to wait from when the server has said so, and for a second after it did. \
+         Where a lock is held for no time at all, a client may take it several times before the request of the other one comes to the server.",
     );
 }
 

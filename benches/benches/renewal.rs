@@ -15,6 +15,7 @@ use distlock_benches::{
 };
 use distlock_core::{Client, Event, Guard, Key};
 use distlock_redis::RedisBackend;
+use distlock_servers::redis::RedisCluster;
 use fred::prelude::{Client as Driver, ClientLike as _};
 use tokio::{
     task::JoinSet,
@@ -37,6 +38,7 @@ fn main() {
         let url = redis_url();
         let driver = raw::connect(&url).await;
         held(&mut report, &url, &driver).await;
+        clustered(&mut report).await;
         idle(&mut report, &url, &driver).await;
         driver.quit().await.ok();
         report.finish();
@@ -56,45 +58,27 @@ struct Cycle {
     peak: f64,
 }
 
+/// The columns of what is found of held locks, after one that tells which.
+const HEAD: [&str; 8] = [
+    "taken within",
+    "renewals",
+    "per command",
+    "late p99 ms",
+    "of a core, ours",
+    "the server's",
+    "peak/mean, first 10 s",
+    "later",
+];
+
 async fn held(report: &mut Report, url: &str, driver: &Driver) {
     let counts: &[usize] = if is_quick() { &[1_000, 10_000] } else { &[1_000, 10_000, 100_000] };
+    let drivers = std::slice::from_ref(driver);
     let mut rows = Vec::new();
     for &count in counts {
-        let seen = Seen::default();
-        let noted = Arc::clone(&seen);
-        let client = Client::builder(RedisBackend::connect(url).await.unwrap())
-            .observer(move |_: &Key, event: &Event| match event {
-                Event::Renewed { late } => noted.lock().unwrap().push((Instant::now(), *late)),
-                Event::Lost { reason, .. } => panic!("lost: {reason}"),
-                _ => {}
-            })
-            .build()
-            .unwrap();
-        let started = Instant::now();
-        let guards = take(&client, count).await;
-        let took = started.elapsed();
-        // The first renewals are those of locks that were all taken at once.
-        let mut cycles = Vec::new();
-        for _ in 0..=rounds() {
-            cycles.push(cycle(&seen, driver).await);
-        }
-        let first = cycles.remove(0);
-        assert!(guards.iter().all(Guard::is_held), "they are held");
-        let of = |figure: fn(&Cycle) -> f64| median(cycles.iter().map(figure).collect());
-        let each = of(|cycle| cycle.commands / cycle.renewals);
-        let core = of(|cycle| cycle.core);
-        rows.push(vec![
-            show(count as f64),
-            format!("{:.1} s", took.as_secs_f64()),
-            show(of(|cycle| cycle.renewals)),
-            show(1.0 / each),
-            show(of(|cycle| cycle.late_p99.as_secs_f64() * 1e3)),
-            format!("{:.2} %", core * 100.0),
-            format!("{:.2} %", of(|cycle| cycle.server * 100.0)),
-            format!("{:.1}", first.peak),
-            format!("{:.1}", of(|cycle| cycle.peak)),
-        ]);
+        let found = keep(url, drivers, count, |number| format!("held-{number}")).await;
+        rows.push(found.row(show(count as f64)));
         if count == 10_000 {
+            let Found { each, core, .. } = found;
             report.goal(&Goal {
                 what: "Redis, 10 000 held locks, ttl 30 s",
                 target: "≤ 1 command per 100 renewals, < 2 % of a core",
@@ -103,39 +87,117 @@ async fn held(report: &mut Report, url: &str, driver: &Driver) {
                 hit: each <= 0.01 && core < 0.02,
             });
         }
-        release(guards).await;
-        client.shutdown().await;
     }
-    report.table(
-        "Redis, held locks, in each 10 s",
-        &[
-            "locks",
-            "taken within",
-            "renewals",
-            "per command",
-            "late p99 ms",
-            "of a core, ours",
-            "the server's",
-            "peak/mean, first 10 s",
-            "later",
-        ],
-        &rows,
-    );
+    let head: Vec<&str> = std::iter::once("locks").chain(HEAD).collect();
+    report.table("Redis, held locks, in each 10 s", &head, &rows);
     report.say(
         "All locks are taken at once. The observer tells how late each renewal was sent; the peak is the busiest of the ten seconds, beside their mean. \
          Of a core: by the process's own accounts, with those of this benchmark.",
     );
 }
 
-async fn take(client: &Client, count: usize) -> Vec<Guard> {
+/// Held locks in a cluster of three, where only those of one slot can share a command.
+async fn clustered(report: &mut Report) {
+    const TAGS: usize = 64;
+    let cluster = RedisCluster::start(&[]).expect("a cluster can be started");
+    let mut drivers = Vec::new();
+    for node in cluster.nodes() {
+        drivers.push(raw::connect(&node.url()).await);
+    }
+    let spread = |number: usize| format!("held-{number}");
+    let tagged = |number: usize| format!("{{tenant-{}}}held-{number}", number % TAGS);
+    let counts: &[usize] = if is_quick() { &[10_000] } else { &[10_000, 100_000] };
+    let mut rows = Vec::new();
+    for &count in counts {
+        let found = keep(&cluster.url(), &drivers, count, spread).await;
+        rows.push(found.row(format!("{} of all slots", show(count as f64))));
+        let found = keep(&cluster.url(), &drivers, count, tagged).await;
+        rows.push(found.row(format!("{} of {TAGS} slots", show(count as f64))));
+    }
+    let head: Vec<&str> = std::iter::once("locks").chain(HEAD).collect();
+    report.table("Redis Cluster of three nodes, held locks, in each 10 s", &head, &rows);
+    report.say(
+        "A script may touch keys of one slot alone, and there are 16,384: names with a common part in braces are in the same slot, and are renewed together.",
+    );
+    for driver in drivers {
+        driver.quit().await.ok();
+    }
+}
+
+/// What was found of held locks.
+struct Found {
+    took: Duration,
+    cycles: Vec<Cycle>,
+    first_peak: f64,
+    /// Commands for each renewal.
+    each: f64,
+    core: f64,
+}
+
+impl Found {
+    fn row(&self, what: String) -> Vec<String> {
+        let of = |figure: fn(&Cycle) -> f64| median(self.cycles.iter().map(figure).collect());
+        vec![
+            what,
+            format!("{:.1} s", self.took.as_secs_f64()),
+            show(of(|cycle| cycle.renewals)),
+            show(1.0 / self.each),
+            show(of(|cycle| cycle.late_p99.as_secs_f64() * 1e3)),
+            format!("{:.2} %", self.core * 100.0),
+            format!("{:.2} %", of(|cycle| cycle.server * 100.0)),
+            format!("{:.1}", self.first_peak),
+            format!("{:.1}", of(|cycle| cycle.peak)),
+        ]
+    }
+}
+
+/// Takes so many locks, and looks at their renewals.
+async fn keep(
+    url: &str,
+    drivers: &[Driver],
+    count: usize,
+    name: impl Fn(usize) -> String + Clone + Send + 'static,
+) -> Found {
+    let seen = Seen::default();
+    let noted = Arc::clone(&seen);
+    let client = Client::builder(RedisBackend::connect(url).await.unwrap())
+        .observer(move |_: &Key, event: &Event| match event {
+            Event::Renewed { late } => noted.lock().unwrap().push((Instant::now(), *late)),
+            Event::Lost { reason, .. } => panic!("lost: {reason}"),
+            _ => {}
+        })
+        .build()
+        .unwrap();
+    let started = Instant::now();
+    let guards = take(&client, count, name).await;
+    let took = started.elapsed();
+    // The first renewals are those of locks that were all taken at once.
+    let mut cycles = Vec::new();
+    for _ in 0..=rounds() {
+        cycles.push(cycle(&seen, drivers).await);
+    }
+    let first = cycles.remove(0);
+    assert!(guards.iter().all(Guard::is_held), "they are held");
+    release(guards).await;
+    client.shutdown().await;
+    let of = |figure: fn(&Cycle) -> f64| median(cycles.iter().map(figure).collect());
+    let (each, core) = (of(|cycle| cycle.commands / cycle.renewals), of(|cycle| cycle.core));
+    Found { took, first_peak: first.peak, each, core, cycles }
+}
+
+async fn take(
+    client: &Client,
+    count: usize,
+    name: impl Fn(usize) -> String + Clone + Send + 'static,
+) -> Vec<Guard> {
     const TAKERS: usize = 64;
     let mut tasks = JoinSet::new();
     for taker in 0..TAKERS {
-        let client = client.clone();
+        let (client, name) = (client.clone(), name.clone());
         tasks.spawn(async move {
             let mut guards = Vec::new();
             for number in (taker..count).step_by(TAKERS) {
-                guards.push(client.mutex(format!("held-{number}")).ttl(TTL).lock().await.unwrap());
+                guards.push(client.mutex(name(number)).ttl(TTL).lock().await.unwrap());
             }
             guards
         });
@@ -156,12 +218,12 @@ async fn release(guards: Vec<Guard>) {
     }
 }
 
-async fn cycle(seen: &Seen, driver: &Driver) -> Cycle {
+async fn cycle(seen: &Seen, drivers: &[Driver]) -> Cycle {
     seen.lock().unwrap().clear();
-    let (started, before, cpu) = (Instant::now(), Counters::read(driver).await, cpu_time());
+    let (started, before, cpu) = (Instant::now(), Counters::read_all(drivers).await, cpu_time());
     sleep(CYCLE).await;
     let (took, cpu) = (started.elapsed().as_secs_f64(), cpu_time() - cpu);
-    let counted = Counters::read(driver).await.since(&before);
+    let counted = Counters::read_all(drivers).await.since(&before);
     let seen = std::mem::take(&mut *seen.lock().unwrap());
     let mut seconds = [0_u32; 10];
     for (at, _) in &seen {

@@ -24,7 +24,7 @@ pub struct Scripts {
 }
 
 const ACQUIRE: &str = "local c = redis.call
-c('TIME') c('GET', KEYS[1]) c('EXISTS', KEYS[3]) c('GET', KEYS[2])
+c('TIME') c('EXISTS', KEYS[1], KEYS[3]) c('GET', KEYS[2])
 c('SET', KEYS[2], ARGV[1], 'PX', 3630000)
 c('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1";

@@ -42,6 +42,21 @@ impl Counters {
         Self { commands: info.lines().filter_map(line).collect() }
     }
 
+    /// Reads those of several servers, and adds them up.
+    ///
+    /// # Panics
+    /// When one does not answer.
+    pub async fn read_all(drivers: &[Client]) -> Self {
+        let mut sum = Self::default();
+        for driver in drivers {
+            for (name, (calls, micros)) in Self::read(driver).await.commands {
+                let entry = sum.commands.entry(name).or_default();
+                *entry = (entry.0 + calls, entry.1 + micros);
+            }
+        }
+        sum
+    }
+
     /// What was added since.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {

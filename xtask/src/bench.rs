@@ -92,9 +92,12 @@ fn about(busy: &[(&str, f64)]) -> Result<String> {
         let version = rest.and_then(|rest| rest.split('"').next()).unwrap_or("?");
         format!("{name} {version}")
     };
-    let crates = ["fred", "tokio", "rslock", "async-redis-lock", "distkit"].map(version);
+    let crates =
+        ["fred", "etcd-client", "tokio", "rslock", "async-redis-lock", "distkit"].map(version);
     let redis = output(Command::new("redis-server").arg("--version"))?;
     let redis = redis.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or("?");
+    let etcd = output(Command::new("etcd").arg("--version"))?;
+    let etcd = etcd.lines().find_map(|line| line.strip_prefix("etcd Version: ")).unwrap_or("?");
     let rustc = output(Command::new("rustc").arg("--version"))?;
     let commit =
         output(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).current_dir(root()))?;
@@ -115,7 +118,7 @@ fn about(busy: &[(&str, f64)]) -> Result<String> {
          - Command: `cargo xtask bench`\n\
          - Machine: {cores} cores, {}, {}, Linux {}; the server runs on the same cores, over loopback\n\
          - State of the machine: {state}; others used of all cores, in the two seconds before each benchmark: {}\n\
-         - Versions: redis-server {redis}, {}, {}\n",
+         - Versions: redis-server {redis}, etcd {etcd}, {}, {}\n",
         date.trim(),
         commit.trim(),
         value(&file("/proc/cpuinfo"), "model name"),

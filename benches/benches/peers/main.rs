@@ -1,6 +1,7 @@
 //! The same work on this library and on others, side by side in one run.
 
 mod contender;
+mod etcd;
 
 use std::{
     sync::{
@@ -33,6 +34,9 @@ Left out, of those that we know of, and why: \
 `redsync` (blocking), \
 `rds_lock`, `redisson` (not tried: the one looked idle, the renewal of the other broken, when their sources were read), \
 `dlock` (another store: DynamoDB). \
+Of those for etcd: `elock` (idle; it calls the Lock service, whose row is its own, and leaves a lease behind when it is dropped), \
+`tokio-etcd-lock` (an alpha version that calls itself unfinished; all who wait watch the same key and ask at once when it goes), \
+`photon-etcd-cluster` (it elects a leader, and locks nothing). \
 A library of a name with a pause polls that often in place of its default.";
 
 fn main() {
@@ -55,6 +59,7 @@ fn main() {
         let driver = raw::connect(&url).await;
         baton(&mut report, &url, &driver).await;
         crowd(&mut report, &url, &driver).await;
+        etcd::measure(&mut report).await;
         report.say(LEFT_OUT);
         driver.quit().await.ok();
         report.finish();
@@ -159,12 +164,17 @@ async fn alone(report: &mut Report, url: &str, driver: &Driver) {
         &rows(&measured),
     );
     report.bars("alone", "Lock and release, nobody else: p50, µs", &bars(&measured, 0));
-    let (peer, ahead) = best_peer(
-        &measured,
-        0,
-        false,
-        "part of it is the server's time, which a line and a token cost: see the table; part is the driver's and ours, and not explained",
+    let of = |wanted: Library, column: usize| {
+        let found = measured.iter().find(|(library, _)| *library == wanted);
+        found.expect("it was measured").1[column]
+    };
+    let (ours, theirs) = (Library::Distlock, Library::Rslock);
+    let why = format!(
+        "of the {:.1} µs between them {:.1} are the server's time, in which it looks at a line and counts a token",
+        of(ours, 0) - of(theirs, 0),
+        of(ours, 4) - of(theirs, 4),
     );
+    let (peer, ahead) = best_peer(&measured, 0, false, &why);
     report.goal(&Goal {
         what: "peers: lock and release, nobody else, p50 µs",
         target: "no peer ahead",

@@ -205,7 +205,7 @@ impl<'a> Contender<'a> {
                 Ok(Standing::Queued { recheck }) => {
                     self.tell_contended();
                     self.patience.relieve();
-                    let settled = Box::pin(self.stand_in_line(recheck)).await?;
+                    let settled = self.stand_in_line(recheck).await?;
                     return Box::pin(self.settle(settled)).await;
                 }
                 Err(error) => Box::pin(self.patience.bear(error, self.stood_in_line)).await?,
@@ -229,7 +229,12 @@ impl<'a> Contender<'a> {
             client.keeper.revive();
             claim.poll_settled(cx)
         });
-        patience.wait(settled).await
+        // Who waits for ever needs no timer: a shutdown ends what the keeper has, and this it has from now on.
+        if patience.is_endless() {
+            client.check_open()?;
+            return Ok(settled.await);
+        }
+        Box::pin(patience.wait(settled)).await
     }
 
     /// Answers what the store said unasked.

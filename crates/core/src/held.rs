@@ -288,10 +288,13 @@ impl Held {
         let mut end = {
             let mut guard = self.claim.state();
             let state = &mut *guard;
-            let tenure = match &state.phase {
+            let tenure = match &mut state.phase {
                 Phase::Held(tenure) if tenure.token == self.token => tenure,
                 _ => return Release::Done(false),
             };
+            if let (true, Some(turn)) = (state.contended, &mut tenure.turn) {
+                turn.contest(now);
+            }
             let reason =
                 if tenure.deadline <= now { LossReason::Expired } else { LossReason::Released };
             let Some(end) = state.conclude(reason) else { return Release::Done(false) };
@@ -328,7 +331,7 @@ impl Held {
             && tenure.next_token().is_some()
             && !state.terms.unconfirmed
             && now + ttl / 2 <= tenure.deadline + lease::margin(ttl)
-            && (!state.contended || tenure.passes < self.client.cohort_limit)
+            && (!(state.contended || tenure.contested) || tenure.passes < self.client.cohort_limit)
             && tenure.rest(now).is_zero()
     }
 
@@ -347,7 +350,7 @@ impl Held {
                 // Nobody renews what nobody has taken yet.
                 tenure.renew_at = None;
                 (tenure.min_hold, tenure.max_hold) = (Duration::ZERO, None);
-                tenure.passes += u32::from(state.contended);
+                tenure.passes += u32::from(state.contended || tenure.contested);
                 self.token = token;
                 (std::mem::replace(&mut tenure.since, now), tenure.lost.take())
             };

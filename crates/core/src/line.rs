@@ -13,9 +13,10 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{Error, Key, held::Held, key::KeyMap};
 
@@ -74,6 +75,8 @@ pub(crate) struct Turn(Option<Right>);
 struct Right {
     lines: Lines,
     key: Key,
+    /// When somebody of another process was last known to wait for what this process held.
+    contested: Option<Instant>,
 }
 
 /// A place in a line. Dropped, it is given up.
@@ -169,7 +172,7 @@ impl Lines {
     }
 
     fn turn(&self, key: &Key) -> Turn {
-        Turn(Some(Right { lines: self.clone(), key: key.clone() }))
+        Turn(Some(Right { lines: self.clone(), key: key.clone(), contested: None }))
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -233,6 +236,24 @@ impl Right {
             };
             let Some(right) = turn.0.take() else { return };
             self = right;
+        }
+    }
+}
+
+/// For so long it is believed that other processes want what they wanted.
+const CONTESTED: Duration = Duration::from_secs(1);
+
+impl Turn {
+    /// Whether other processes are likely to wait for the key, though that is not known yet of what is held now.
+    pub(crate) fn is_contested(&self, now: Instant) -> bool {
+        let contested = self.0.as_ref().and_then(|right| right.contested);
+        contested.is_some_and(|at| now < at + CONTESTED)
+    }
+
+    /// Somebody of another process waits for what this process held until now.
+    pub(crate) const fn contest(&mut self, now: Instant) {
+        if let Some(right) = &mut self.0 {
+            right.contested = Some(now);
         }
     }
 }

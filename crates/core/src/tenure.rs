@@ -35,7 +35,9 @@ pub(crate) struct Tenure {
     pub(crate) lost: Option<CancellationToken>,
     /// The right of this process to contend for the key; none where every waiter stands in the store's own line.
     pub(crate) turn: Option<Turn>,
-    /// How often it was handed on inside the process since another one waits.
+    /// Another process waited for what this one held a moment ago, so one is believed to wait for this too.
+    pub(crate) contested: bool,
+    /// How often it was handed on inside the process since another one waits, or is believed to.
     pub(crate) passes: u32,
 }
 
@@ -63,6 +65,7 @@ impl Tenure {
             min_hold: policy.min_hold,
             max_hold: policy.max_hold.and_then(|max| now.checked_add(max)),
             lost: None,
+            contested: turn.as_ref().is_some_and(|turn| turn.is_contested(now)),
             turn,
             passes: 0,
         };

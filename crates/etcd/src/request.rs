@@ -82,6 +82,8 @@ pub(crate) struct Found {
     pub(crate) before: Option<Own>,
     /// The own key was written.
     pub(crate) written: bool,
+    /// There is nothing else under the name, longer names included.
+    pub(crate) free: bool,
 }
 
 /// A contender's key.
@@ -111,6 +113,14 @@ impl Request {
         }
     }
 
+    /// The line which somebody leaves by it.
+    pub(crate) fn leaves(&self) -> Option<&str> {
+        match self {
+            Self::Delete { own } => own.rfind('/').map(|end| &own[..=end]),
+            _ => None,
+        }
+    }
+
     /// How many operations of a transaction it takes.
     pub(crate) const fn operations(&self) -> usize {
         match self {
@@ -121,11 +131,15 @@ impl Request {
 
     /// The condition under which it is sure to be carried out, with the operations and how many they are: for what succeeds nearly always, so that many
     /// can go into one transaction without a part of their own, which costs the server half as much.
-    pub(crate) fn flat(&self) -> Option<(Option<Compare>, Vec<TxnOp>)> {
+    ///
+    /// `free`: nobody is expected under the name. Then that is the condition, and the line is not read, which costs the server more than all the rest.
+    pub(crate) fn flat(&self, free: bool) -> Option<(Option<Compare>, Vec<TxnOp>)> {
         match self {
-            Self::Ask(ask) if ask.queue && !ask.again => {
-                Some((Some(ask.condition()), ask.ops().into()))
-            }
+            Self::Ask(ask) if ask.queue && !ask.again => Some(if free {
+                (Some(ask.nobody()), vec![ask.put()])
+            } else {
+                (Some(ask.condition()), ask.ops().into())
+            }),
             Self::Delete { own } => Some((None, vec![delete(own)])),
             _ => None,
         }
@@ -134,10 +148,12 @@ impl Request {
     /// Reads its part of the answer to a transaction that was made of [`Request::flat`], whose condition was true.
     pub(crate) fn read_flat(
         &self,
+        free: bool,
         parts: &mut impl Iterator<Item = TxnOpResponse>,
         revision: i64,
     ) -> Result<Reply, Failure> {
         match self {
+            Self::Ask(ask) if free => ask.read_alone(parts.next(), revision),
             Self::Ask(ask) => ask.read(true, parts, revision),
             _ => read_delete(parts.next()),
         }
@@ -179,12 +195,21 @@ impl Ask {
         if self.queue {
             Compare::mod_revision(&*self.own, CompareOp::Equal, 0)
         } else {
-            Compare::create_revision(&*self.line, CompareOp::Equal, 0).with_prefix()
+            self.nobody()
         }
     }
 
+    /// Nothing at all stands under the name.
+    fn nobody(&self) -> Compare {
+        Compare::create_revision(&*self.line, CompareOp::Equal, 0).with_prefix()
+    }
+
+    fn put(&self) -> TxnOp {
+        put(&self.own, &self.value, self.lease)
+    }
+
     fn ops(&self) -> [TxnOp; 2] {
-        [put(&self.own, &self.value, self.lease), range(&self.line)]
+        [self.put(), range(&self.line)]
     }
 
     fn txn(&self) -> Txn {
@@ -209,7 +234,19 @@ impl Ask {
             return Err(Failure::protocol("a line is missing"));
         };
         let reading = Reading::of(&self.line, &answer, revision);
-        Ok(Reply::Found(Found { reading, before, written }))
+        let free = written && answer.kvs().len() == 1;
+        Ok(Reply::Found(Found { reading, before, written, free }))
+    }
+
+    /// Nobody was there before the own key was written: so it stands alone, and was made by this.
+    fn read_alone(&self, part: Option<TxnOpResponse>, revision: i64) -> Result<Reply, Failure> {
+        let (Some(TxnOpResponse::Put(_)), Some(nonce)) = (part, self.own.strip_prefix(&self.line))
+        else {
+            return Err(Failure::protocol("not a put"));
+        };
+        let own = Entry { created: revision, modified: revision, nonce: nonce.as_bytes().into() };
+        let reading = Reading { revision, entries: vec![own] };
+        Ok(Reply::Found(Found { reading, before: None, written: true, free: true }))
     }
 }
 

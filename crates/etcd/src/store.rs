@@ -228,7 +228,7 @@ impl Store {
             self.fail(place, lease, true);
             return Err(Failure::protocol("no line"));
         };
-        let Found { reading, before, written } = found;
+        let Found { reading, before, written, .. } = found;
         let mut own = match (written, before) {
             (true, _) => reading.created(&place.nonce).map(|created| Own {
                 created,

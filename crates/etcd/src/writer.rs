@@ -50,6 +50,30 @@ struct Line {
     queued: AtomicUsize,
 }
 
+/// The lines in which somebody else was seen last: whoever asks there reads them.
+#[derive(Debug, Default)]
+struct Crowd(HashSet<String>);
+
+impl Crowd {
+    /// More of them are not remembered: then it is found out anew.
+    const MOST: usize = 4096;
+
+    fn is_at(&self, line: &str) -> bool {
+        self.0.contains(line)
+    }
+
+    fn learn(&mut self, request: &Request, answer: &Result<Reply, Failure>) {
+        let (Some(line), Ok(Reply::Found(found))) = (request.line(), answer) else { return };
+        if found.free {
+            self.0.remove(line);
+        } else if self.0.len() < Self::MOST || self.is_at(line) {
+            self.0.insert(line.to_owned());
+        } else {
+            self.0.clear();
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Pending {
     request: Request,
@@ -83,7 +107,7 @@ impl Writer {
 }
 
 async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>, line: Arc<Line>) {
-    let mut waiting = VecDeque::new();
+    let (mut waiting, mut crowd) = (VecDeque::new(), Crowd::default());
     while let Some(pending) = rx.recv().await {
         waiting.push_back(pending);
         let _turn = timeout(PATIENCE, line.turn.acquire()).await;
@@ -97,7 +121,8 @@ async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>, line: Arc
             // Deletes come first, so that who asks in the same transaction does not find what they delete.
             batch.sort_by_key(|pending| pending.request.line().is_some());
             // A server that answers what no server answers must not end this task.
-            let carried_out = AssertUnwindSafe(carry_out(&members, batch)).catch_unwind().await;
+            let carried_out =
+                AssertUnwindSafe(carry_out(&members, batch, &mut crowd)).catch_unwind().await;
             drop(carried_out);
             line.queued.fetch_sub(count, Ordering::AcqRel);
         }
@@ -133,55 +158,78 @@ fn choose(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
     batch
 }
 
-async fn carry_out(members: &Members, batch: Vec<Pending>) {
-    let (flat, single): (Vec<_>, Vec<_>) = batch
-        .into_iter()
-        .map(|pending| (pending.request.flat(), pending))
-        .partition(|(flat, _)| flat.is_some());
-    if flat.len() < 2 {
-        return one_by_one(
-            members,
-            flat.into_iter().chain(single).map(|(_, pending)| pending),
-            false,
-        )
-        .await;
+async fn carry_out(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
+    let (batch, single): (Vec<_>, Vec<_>) =
+        batch.into_iter().partition(|pending| pending.request.flat(false).is_some());
+    if batch.len() < 2 {
+        return one_by_one(members, batch.into_iter().chain(single), false).await;
     }
-    let (mut conditions, mut ops, mut batch) = (Vec::new(), Vec::new(), Vec::new());
-    for (flat, pending) in flat {
-        let (condition, own) = flat.unwrap_or_default();
+    together(members, batch, crowd).await;
+    one_by_one(members, single, false).await;
+}
+
+/// Makes several requests in one transaction, first as if nobody were where nobody is expected.
+async fn together(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
+    let left: HashSet<&str> = batch.iter().filter_map(|one| one.request.leaves()).collect();
+    // What is deleted in the same transaction is still there when the conditions are looked at.
+    let expected = |request: &Request| {
+        request.line().is_some_and(|line| !crowd.is_at(line) && !left.contains(line))
+    };
+    let mut free: Vec<bool> = batch.iter().map(|one| expected(&one.request)).collect();
+    let mut before = false;
+    loop {
+        let txn = flat(&batch, &free);
+        let sent = members.call(|client| {
+            let txn = txn.clone();
+            async move { client.kv_client().txn(txn).await }
+        });
+        match sent.await {
+            Ok(Answered { answer, ambiguous }) if answer.succeeded() => {
+                let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+                let mut parts = parts(&answer);
+                let ambiguous = ambiguous || before;
+                for (Pending { request, reply }, free) in batch.into_iter().zip(free) {
+                    let answer = match &mut parts {
+                        Ok(parts) => request.read_flat(free, parts, revision),
+                        Err(failure) => Err(failure.clone()),
+                    };
+                    crowd.learn(&request, &answer);
+                    let _ = reply.send(answer.map(|answer| Answered { answer, ambiguous }));
+                }
+                return;
+            }
+            // Somebody is where nobody was expected: the lines will tell where.
+            Ok(Answered { ambiguous, .. }) if free.contains(&true) => {
+                before |= ambiguous;
+                free.fill(false);
+            }
+            // One that cannot be carried out takes all with it: each has to show for itself.
+            Ok(Answered { ambiguous, .. }) => {
+                return one_by_one(members, batch, ambiguous || before).await;
+            }
+            Err(failure) if matches!(failure.remedy, Remedy::Fail(_) | Remedy::Lease) => {
+                return one_by_one(members, batch, failure.ambiguous || before).await;
+            }
+            Err(failure) => {
+                let failure = failure.after(before);
+                for Pending { reply, .. } in batch {
+                    let _ = reply.send(Err(failure.clone()));
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// One transaction of many requests, each without a part of its own.
+fn flat(batch: &[Pending], free: &[bool]) -> Txn {
+    let (mut conditions, mut ops) = (Vec::new(), Vec::new());
+    for (pending, free) in batch.iter().zip(free) {
+        let (condition, own) = pending.request.flat(*free).unwrap_or_default();
         conditions.extend(condition);
         ops.extend(own);
-        batch.push(pending);
     }
-    let txn = Txn::new().when(conditions).and_then(ops);
-    let sent = members.call(|client| {
-        let txn = txn.clone();
-        async move { client.kv_client().txn(txn).await }
-    });
-    match sent.await {
-        Ok(Answered { answer, ambiguous }) if answer.succeeded() => {
-            let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-            let mut parts = parts(&answer);
-            for Pending { request, reply } in batch {
-                let answer = match &mut parts {
-                    Ok(parts) => request.read_flat(parts, revision),
-                    Err(failure) => Err(failure.clone()),
-                };
-                let _ = reply.send(answer.map(|answer| Answered { answer, ambiguous }));
-            }
-        }
-        // One that cannot be carried out takes all with it: each has to show for itself.
-        Ok(Answered { ambiguous, .. }) => one_by_one(members, batch, ambiguous).await,
-        Err(failure) if matches!(failure.remedy, Remedy::Fail(_) | Remedy::Lease) => {
-            one_by_one(members, batch, failure.ambiguous).await;
-        }
-        Err(failure) => {
-            for Pending { reply, .. } in batch {
-                let _ = reply.send(Err(failure.clone()));
-            }
-        }
-    }
-    one_by_one(members, single.into_iter().map(|(_, pending)| pending), false).await;
+    Txn::new().when(conditions).and_then(ops)
 }
 
 async fn one_by_one(members: &Members, batch: impl IntoIterator<Item = Pending>, ambiguous: bool) {

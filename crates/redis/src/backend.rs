@@ -16,8 +16,9 @@ use crate::{
     keys::CHANNEL,
     link::{Link, LinkConfig, LinkError},
     places::Places,
-    script::{array, int},
+    script::{ACQUIRE, RELEASE, array, int},
     store::Store,
+    together::Together,
 };
 
 /// The store's name in errors.
@@ -111,14 +112,18 @@ impl RedisBackend {
         let eviction = eviction::look(&link).await;
         // Who is subscribed keeps its turn from the first lock on. Who is not is told, or may not be: the line works all the same.
         let _ = link.subscribed().await;
+        let runtime = Handle::current();
+        let together = |script| Together::new(link.clone(), runtime.clone(), script);
         let store = Arc::new(Store {
+            acquires: together(&*ACQUIRE),
+            releases: together(&*RELEASE),
             link,
             places: Arc::clone(&places),
             clock,
             process,
             request_timeout: config.request_timeout,
             place_ttl: config.place_ttl,
-            runtime: Handle::current(),
+            runtime,
             background: Store::background(),
         });
         places.serve(Arc::downgrade(&store));

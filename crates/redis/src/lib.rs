@@ -17,6 +17,7 @@ mod push;
 mod renewal;
 mod script;
 mod store;
+mod together;
 mod url;
 mod words;
 

@@ -20,7 +20,8 @@ use crate::{
     link::{Attempts, Bytes, Link, LinkError, Reply, Script},
     pace::Outlook,
     places::{Anchor, Places},
-    script::{ACQUIRE, Answer, Grant, INSPECT, RELEASE, Taken, array, int, nonsense},
+    script::{Answer, Grant, INSPECT, Taken, array, int, nonsense},
+    together::Together,
     words::Words,
 };
 
@@ -36,6 +37,9 @@ pub(crate) const GRACE: Duration = Duration::from_millis(5);
 /// A release says it again so often, when there are only dead ones in the line: as many as it holds, 512 at a time.
 const MORE: u32 = 64;
 
+/// The fence counter outlives its lock by this.
+const IDLE: Duration = Duration::from_secs(3600);
+
 /// After so long a hold the fence counter may have expired.
 const LONG_HOLD: Duration = Duration::from_secs(1800);
 
@@ -46,6 +50,8 @@ const BACKGROUND: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) link: Link,
+    pub(crate) acquires: Together,
+    pub(crate) releases: Together,
     pub(crate) places: Arc<Places>,
     pub(crate) clock: Clock,
     /// 32 hex digits: where this process is told things.
@@ -77,9 +83,7 @@ impl Store {
         loop {
             let sent = Instant::now();
             let words = self.acquire_words(claim, &names, slot, join, hears);
-            let (keys, args) = words.split_at(4);
-            let reply = self.link.run(&ACQUIRE, keys, args, Attempts::AtMostOnce).await;
-            let reply = match reply {
+            let reply = match self.acquires.send(words).await {
                 Ok(reply) => reply,
                 Err(error) => {
                     if self.is_open(&error) {
@@ -142,17 +146,17 @@ impl Store {
     ) -> Vec<Bytes> {
         let metadata = claim.metadata();
         let mut words =
-            Words::with_capacity(13, 384 + 8 * claim.key().as_str().len() + metadata.len());
+            Words::with_capacity(11, 384 + 8 * claim.key().as_str().len() + metadata.len());
         names.all(&mut words);
         words.show(format_args!("dl1:{}:{}:", claim.owner(), self.process));
-        words.show(millis(claim.ttl()));
+        let ttl = millis(claim.ttl());
+        words.show(ttl);
+        words.show(ttl + IDLE.as_millis());
         words.show(claim.block().max(1));
         words.show(self.clock.not_after(slot, self.request_timeout));
         words.push(metadata.as_bytes());
-        words.push(if join { b"join" } else { b"try" });
-        words.flag(!self.link.is_cluster());
-        words.flag(hears);
-        words.show(self.place_ttl.as_millis());
+        let (mode, exact) = (if join { 'j' } else { 't' }, u8::from(!self.link.is_cluster()));
+        words.show(format_args!("{mode}{exact}{}{}", u8::from(hears), self.place_ttl.as_millis()));
         words.finish()
     }
 
@@ -161,7 +165,10 @@ impl Store {
         let names = Names::of(claim.key())?;
         let place = self.places.leave(claim.owner());
         let long = place.as_ref().is_none_or(|place| LONG_HOLD < place.asked.elapsed());
-        let used = claim.last_token().map_or(0, FencingToken::as_u64);
+        let used = claim.last_token().map(FencingToken::as_u64);
+        // Of one token nothing is left to be given back.
+        let used =
+            if claim.block() <= 1 && used.is_some() { None } else { Some(used.unwrap_or(0)) };
         let words = self.release_words(&names, claim.owner(), used, claim.rest(), long);
         if let Some(until) = place.as_ref().and_then(|place| place.ghost_until) {
             self.release_later(words.clone(), until);
@@ -187,29 +194,30 @@ impl Store {
         &self,
         names: &Names<'_>,
         owner: Owner,
-        used: u64,
+        used: Option<u64>,
         rest: Duration,
         long: bool,
     ) -> Vec<Bytes> {
-        let mut words = Words::with_capacity(10, 640);
+        let mut words = Words::with_capacity(9, 640);
         names.all(&mut words);
-        words.show(owner);
-        words.push(self.process.as_bytes());
-        words.show(used);
+        words.show(format_args!("dl1:{owner}:{}:", self.process));
+        match used {
+            Some(used) => words.show(used),
+            None => words.push(b""),
+        }
         words.show(millis(rest));
-        words.flag(!self.link.is_cluster());
         words.flag(long);
+        words.flag(!self.link.is_cluster());
         words.finish()
     }
 
     /// Sends a release until it is answered, within the time of a request.
     async fn give_back(&self, words: &[Bytes]) -> Result<bool, BackendError> {
         let start = Instant::now();
-        let (keys, args) = words.split_at(4);
         let (mut cuts, mut said) = (0, 0);
         let mut gave = false;
         loop {
-            match self.link.run(&RELEASE, keys, args, Attempts::AtMostOnce).await {
+            match self.releases.send(words.to_vec()).await {
                 Ok(reply) => {
                     let answer = int(&reply).ok_or_else(|| classify(nonsense(&reply)))?;
                     // What it does not have any more, an earlier request that was cut off gave back.
@@ -245,7 +253,7 @@ impl Store {
     pub(crate) fn give_back_unknown(&self, owner: Owner, key: &str, ttl: Duration) {
         let Ok(key) = Key::new(key) else { return };
         let Ok(names) = Names::of(&key) else { return };
-        let words = self.release_words(&names, owner, 0, Duration::ZERO, true);
+        let words = self.release_words(&names, owner, Some(0), Duration::ZERO, true);
         self.give_back_until(words, Instant::now() + ttl);
     }
 

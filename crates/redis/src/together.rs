@@ -1,0 +1,218 @@
+//! Requests that come up together go to the server together, in one script that does them one after another.
+//!
+//! Nobody waits for company: a request that finds few others under way leaves at once. Else it leaves when all tasks that can run now have run, which
+//! are those that the last answer woke, with whatever these want. Each has its own answer; one that fails is made again by itself, so that
+//! nobody gets another one's error.
+
+use std::{
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures_util::future::join_all;
+use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
+
+use crate::link::{Attempts, Bytes, Link, LinkError, Reply, Script};
+
+/// While so few are under way, each goes by itself: together they would wait for one another's answers, and save little.
+const FEW: usize = 8;
+
+/// So many requests go into one script, which keeps the server for as long as the renewal of many locks does.
+const MOST: usize = 32;
+
+/// Each request has the four keys of a lock.
+const KEYS: usize = 4;
+
+/// Where the requests for one script come together.
+pub(crate) struct Together {
+    courier: Courier,
+    runtime: Handle,
+    gathering: Arc<Gathering>,
+}
+
+/// What takes requests to the server.
+#[derive(Clone)]
+struct Courier {
+    link: Link,
+    script: &'static Script,
+}
+
+#[derive(Default)]
+struct Gathering(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Pending>,
+    /// How many of those that have left have no answer yet.
+    under_way: usize,
+    /// A task is about to fetch those who wait.
+    called: bool,
+}
+
+struct Pending {
+    words: Vec<Bytes>,
+    reply: oneshot::Sender<Outcome>,
+}
+
+/// What becomes of a request that waits.
+enum Outcome {
+    Answer(Result<Reply, LinkError>),
+    /// It is to be made by itself.
+    Alone(Vec<Bytes>),
+}
+
+impl Together {
+    pub(crate) fn new(link: Link, runtime: Handle, script: &'static Script) -> Self {
+        Self { courier: Courier { link, script }, runtime, gathering: Arc::default() }
+    }
+
+    /// Makes a request, which is its keys and then its arguments. It is carried out once at most.
+    pub(crate) async fn send(&self, words: Vec<Bytes>) -> Result<Reply, LinkError> {
+        let answer = match self.join(words) {
+            Ok(answer) => answer,
+            Err(words) => {
+                let _under_way = UnderWay(Arc::clone(&self.gathering), 1);
+                return self.courier.alone(&words).await;
+            }
+        };
+        match answer.await {
+            Ok(Outcome::Answer(answer)) => answer,
+            Ok(Outcome::Alone(words)) => self.courier.alone(&words).await,
+            // A task that ended with its runtime may have sent it.
+            Err(_) => {
+                let reason = "the runtime of the connection has ended".to_owned();
+                Err(LinkError::Disconnected { reason, sent: true })
+            }
+        }
+    }
+
+    /// Joins those who wait. `Err`: it is to leave at once.
+    fn join(&self, words: Vec<Bytes>) -> Result<oneshot::Receiver<Outcome>, Vec<Bytes>> {
+        let mut state = self.gathering.state();
+        // The keys of two locks are seldom in the same slot of a cluster.
+        if self.courier.link.is_cluster() || (state.under_way < FEW && !state.called) {
+            state.under_way += 1;
+            return Err(words);
+        }
+        let (reply, answer) = oneshot::channel();
+        state.waiting.push(Pending { words, reply });
+        let called = mem::replace(&mut state.called, true);
+        drop(state);
+        if !called {
+            let (courier, fetcher) =
+                (self.courier.clone(), Fetcher(Some(Arc::clone(&self.gathering))));
+            self.runtime.spawn(fetcher.fetch(courier));
+        }
+        Ok(answer)
+    }
+}
+
+impl Courier {
+    async fn alone(&self, words: &[Bytes]) -> Result<Reply, LinkError> {
+        let (keys, args) = words.split_at(KEYS);
+        self.link.run(self.script, keys, args, Attempts::AtMostOnce).await
+    }
+
+    /// Takes requests to the server, and each its answer.
+    async fn carry_out(&self, batch: Vec<Pending>, _under_way: UnderWay) {
+        if let [Pending { words, .. }] = &*batch {
+            let answer = self.alone(words).await;
+            return batch.into_iter().for_each(|one| one.answer(answer.clone()));
+        }
+        let mut keys = Vec::with_capacity(KEYS * batch.len());
+        let mut args = Vec::with_capacity(batch.iter().map(|one| one.words.len()).sum());
+        for Pending { words, .. } in &batch {
+            keys.extend_from_slice(&words[..KEYS]);
+            args.extend_from_slice(&words[KEYS..]);
+        }
+        match self.link.run(self.script, &keys, &args, Attempts::AtMostOnce).await {
+            Ok(Reply::Array(replies)) if replies.len() == batch.len() => {
+                for (one, reply) in batch.into_iter().zip(replies) {
+                    match reply {
+                        Reply::Nil => one.leave_alone(),
+                        reply => one.answer(Ok(reply)),
+                    }
+                }
+            }
+            // Nothing was carried out: one of them has no right to its key, for example.
+            Err(LinkError::Server(_)) => batch.into_iter().for_each(Pending::leave_alone),
+            Err(error) => batch.into_iter().for_each(|one| one.answer(Err(error.clone()))),
+            Ok(_) => {
+                let error = LinkError::Protocol("not an answer for each".to_owned());
+                batch.into_iter().for_each(|one| one.answer(Err(error.clone())));
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn answer(self, answer: Result<Reply, LinkError>) {
+        // Who does not wait any more gave it up.
+        let _ = self.reply.send(Outcome::Answer(answer));
+    }
+
+    fn leave_alone(self) {
+        let Self { words, reply } = self;
+        let _ = reply.send(Outcome::Alone(words));
+    }
+}
+
+impl Gathering {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// So many requests that have left, until it is dropped.
+struct UnderWay(Arc<Gathering>, usize);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.state().under_way -= self.1;
+    }
+}
+
+/// Who is about to fetch those who wait. Dropped before, as when its runtime has ended, it sends them away: nobody else would come.
+struct Fetcher(Option<Arc<Gathering>>);
+
+impl Fetcher {
+    async fn fetch(mut self, courier: Courier) {
+        // Those who were woken together have not all run yet.
+        yield_now().await;
+        let Some(gathering) = self.0.take() else { return };
+        let mut waiting = Self::take(&gathering);
+        let mut batches = Vec::new();
+        while !waiting.is_empty() {
+            let rest = waiting.split_off(waiting.len().min(MOST));
+            batches.push(mem::replace(&mut waiting, rest));
+        }
+        let carry_out = |batch: Vec<Pending>| {
+            let under_way = UnderWay(Arc::clone(&gathering), batch.len());
+            courier.carry_out(batch, under_way)
+        };
+        join_all(batches.into_iter().map(carry_out)).await;
+    }
+
+    /// Who is taken is under way.
+    fn take(gathering: &Gathering) -> Vec<Pending> {
+        let mut state = gathering.state();
+        state.called = false;
+        state.under_way += state.waiting.len();
+        mem::take(&mut state.waiting)
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        if let Some(gathering) = &self.0 {
+            let waiting = Self::take(gathering);
+            drop(UnderWay(Arc::clone(gathering), waiting.len()));
+        }
+    }
+}
+
+impl fmt::Debug for Together {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Together").finish_non_exhaustive()
+    }
+}
