@@ -8,16 +8,18 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use tokio::sync::oneshot;
 
-use crate::{Error, Key, held::Held, key::KeyMap};
+use crate::{
+    Error, Key,
+    held::Held,
+    key::KeyMap,
+    sync::{AtomicUsize, Mutex, MutexGuard, Ordering, PoisonError},
+};
 
 /// All lines of a client.
 #[derive(Clone)]
