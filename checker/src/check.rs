@@ -4,7 +4,7 @@ use std::{collections::HashMap, ops::Range, time::Duration};
 
 use crate::{
     Check, History, Opinion, Rules, Verdict,
-    session::{Scan, Session},
+    session::{Belief, Excess, Scan, Session},
     wgl::linearizable,
 };
 
@@ -32,6 +32,7 @@ pub fn judge(history: &mut History, rules: &Rules) -> Verdict {
     judge.holds();
     judge.writes();
     judge.beliefs(rules.exact);
+    judge.inside(rules.exact);
     judge.leaks(rules);
     judge.liveness(rules);
     judge.vacuity(rules);
@@ -117,6 +118,7 @@ impl Judge<'_> {
             let of_key: Vec<Session> =
                 order[from..to].iter().map(|index| sessions[*index as usize]).collect();
             self.exclusion(&of_key);
+            self.rests(&of_key);
             self.work(&of_key);
             self.fences(&of_key);
             from = to;
@@ -149,6 +151,26 @@ impl Judge<'_> {
                 self.report(Check::Exclusion, explained, session.start, session.k, text);
             }
             if before.end < session.end {
+                front = Some(session);
+            }
+        }
+    }
+
+    /// A lock that stays taken for a while after its release is nobody's until then.
+    fn rests(&mut self, sessions: &[Session]) {
+        let mut front: Option<&Session> = None;
+        for session in sessions {
+            if let Some(before) = front.filter(|before| session.start < before.rest) {
+                let explained = self.faults.explain(session.k, before.start, session.start);
+                let rest = seconds(before.rest);
+                let text = format!(
+                    "{} while {} leaves it taken until {rest:.6} s",
+                    who(session),
+                    who(before)
+                );
+                self.report(Check::Exclusion, explained, session.start, session.k, text);
+            }
+            if front.is_none_or(|before| before.rest < session.rest) {
                 front = Some(session);
             }
         }
@@ -289,10 +311,30 @@ impl Judge<'_> {
                 || self.scan.ran(belief.p, belief.d, belief.t, tolerance)
                 || (tolerance == 0 && !self.scan.stalled(belief.p, belief.d, belief.t))
             {
-                let late = Duration::from_nanos(belief.t - belief.d);
+                let late = since(belief.d, belief.t);
                 let text = format!("a guard of process {} {} {late:?} late", belief.p, belief.what);
                 self.report(Check::Late, false, belief.t, belief.k, text);
             }
+        }
+    }
+
+    /// What only those see who see both sides, or all that a guard ever said.
+    fn inside(&mut self, exact: bool) {
+        let scan = self.scan;
+        for revival in scan.revivals.iter().filter(|_| exact) {
+            let Belief { k, p, d, t, what } = *revival;
+            let text = format!("a guard of process {p} {what} {:?} after its end", since(d, t));
+            self.report(Check::Late, false, t, k, text);
+        }
+        for &Excess { k, t, d, v } in &scan.excesses {
+            let explained = self.faults.explain(k, t, t);
+            let (d, v) = (seconds(d), seconds(v));
+            let text = format!("a guard has it until {d:.6} s, by the store until {v:.6} s");
+            self.report(Check::Truth, explained, t, k, text);
+        }
+        for &(t, k, name) in &scan.breaches {
+            let text = self.history.name(name).to_owned();
+            self.report(Check::Breach, false, t, k, text);
         }
     }
 
@@ -366,6 +408,10 @@ fn who(session: &Session) -> String {
 
 fn seconds(t: u64) -> f64 {
     t as f64 / 1e9
+}
+
+const fn since(d: u64, t: u64) -> Duration {
+    Duration::from_nanos(t - d)
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -33,7 +33,8 @@ pub struct Event {
     /// A name: of a fault, of what is left.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub n: String,
-    /// A number: of what is left; 1 for a write that was accepted.
+    /// A number: of what is left; 1 for a write that was accepted; with a grant or a step, until when the store keeps the lock for this client, where
+    /// somebody looked; with a release, until when the lock is to stay taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v: Option<u64>,
 }
@@ -77,6 +78,8 @@ pub enum Kind {
     Heal,
     /// Long after everybody is gone, there are `v` of `n` left.
     Left,
+    /// Somebody who sees both sides saw that a promise was broken: `n` says which.
+    Breach,
 }
 
 impl Event {

@@ -8,8 +8,8 @@ use std::time::Duration;
 pub struct Rules {
     /// So much later than the deadline a running process may be told of the loss.
     pub tolerance: Duration,
-    /// A guard is asked and written down in the same moment, so that nothing excuses one that is believed in after its deadline. Not so where a process
-    /// may be stopped in between.
+    /// A guard is asked and written down in the same moment, and so is every rise of its deadline, so that nothing excuses one that is believed in after its
+    /// deadline, or that comes back to life. Not so where a process may be stopped in between.
     pub exact: bool,
     /// So long after the heal, or its own start, an acquisition may take. None: not judged.
     pub bound: Option<Duration>,

@@ -17,6 +17,8 @@ pub(crate) struct Session {
     pub(crate) end: u64,
     /// When the release was answered.
     pub(crate) back: u64,
+    /// Until when the lock stays taken after its release.
+    pub(crate) rest: u64,
     /// From when to when it was at work.
     pub(crate) work: Option<(u64, u64)>,
 }
@@ -51,6 +53,15 @@ pub(crate) struct Belief {
     pub(crate) what: &'static str,
 }
 
+/// A guard that counted on the lock until `d`, which the store was to keep until `v`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Excess {
+    pub(crate) k: u32,
+    pub(crate) t: u64,
+    pub(crate) d: u64,
+    pub(crate) v: u64,
+}
+
 /// All that events say, put together.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
@@ -58,6 +69,11 @@ pub(crate) struct Scan {
     pub(crate) acquires: Vec<Acquire>,
     pub(crate) writes: Vec<Write>,
     pub(crate) beliefs: Vec<Belief>,
+    /// Guards whose deadline rose when it was over: of use where every rise is written down in its moment.
+    pub(crate) revivals: Vec<Belief>,
+    pub(crate) excesses: Vec<Excess>,
+    /// Time, key, name.
+    pub(crate) breaches: Vec<(u64, u32, u32)>,
     /// Of each process, when it did not run, in the order of time.
     pub(crate) stalls: HashMap<u32, Vec<(u64, u64)>>,
     /// Time, key (0: all), name.
@@ -76,6 +92,8 @@ struct Actor {
     session: Option<usize>,
     /// It has the session's lock no more, but may be at work.
     over: bool,
+    /// Until when the lock is to stay taken.
+    rest: u64,
 }
 
 impl Scan {
@@ -103,6 +121,7 @@ impl Scan {
             Kind::Fault => self.faults.push((t, k, n)),
             Kind::Heal => self.heal = Some(t),
             Kind::Left => self.left.push((t, n, entry.v.ok_or("no number")?)),
+            Kind::Breach => self.breaches.push((t, k, n)),
             Kind::Death => self.die(p, t),
             _ => return self.act(entry),
         }
@@ -135,11 +154,12 @@ impl Scan {
                     actor.session = Some(self.sessions.len());
                     let end = entry.d.unwrap_or(u64::MAX);
                     let (fence, invoke) = (entry.f, acquire.invoke);
-                    let back = u64::MAX;
+                    let (back, rest, work) = (u64::MAX, 0, None);
                     let session =
-                        Session { k, p, c, fence, invoke, start: t, end, back, work: None };
+                        Session { k, p, c, fence, invoke, start: t, end, back, rest, work };
                     self.sessions.push(session);
                     self.believe(k, p, end, t, "was granted");
+                    self.compare(entry);
                 }
                 return Ok(());
             }
@@ -161,16 +181,22 @@ impl Scan {
                 let (accepted, open) = (entry.v == Some(1), entry.n != 0);
                 self.writes.push(Write { t, session: index, accepted, open });
             }
-            Kind::Released => session.back = t,
+            Kind::Released => {
+                (session.back, session.rest) = (t, actor.rest);
+            }
             _ if over => return Err("it has the lock no more"),
             Kind::Step => {
-                session.end = entry.d.unwrap_or(session.end);
-                let end = session.end;
+                let (before, end) = (session.end, entry.d.unwrap_or(session.end));
+                session.end = end;
+                self.revive(k, p, before, end, t);
                 self.believe(k, p, end, t, "was believed in");
+                self.compare(entry);
             }
             Kind::ReleaseInvoke => {
-                session.end = entry.d.unwrap_or(session.end).min(t);
-                actor.over = true;
+                let (before, end) = (session.end, entry.d.unwrap_or(session.end));
+                session.end = end.min(t);
+                (actor.over, actor.rest) = (true, entry.v.unwrap_or(0));
+                self.revive(k, p, before, end, t);
             }
             Kind::Lost => {
                 let deadline = entry.d.unwrap_or(session.end);
@@ -188,6 +214,21 @@ impl Scan {
     fn believe(&mut self, k: u32, p: u32, d: u64, t: u64, what: &'static str) {
         if d <= t {
             self.beliefs.push(Belief { k, p, d, t, what });
+        }
+    }
+
+    /// A guard said `before` until when it counts on the lock, and now says `end`.
+    fn revive(&mut self, k: u32, p: u32, before: u64, end: u64, t: u64) {
+        if before <= t && t < end {
+            self.revivals.push(Belief { k, p, d: before, t, what: "came back to life" });
+        }
+    }
+
+    fn compare(&mut self, entry: &Entry) {
+        if let (Some(d), Some(v)) = (entry.d, entry.v)
+            && v < d
+        {
+            self.excesses.push(Excess { k: entry.k, t: entry.t, d, v });
         }
     }
 

@@ -19,8 +19,12 @@ pub enum Check {
     Fence,
     /// The resource accepted a write of one whom a later holder had followed.
     Stale,
-    /// A guard believed in the lock after its deadline, or its holder was told too late.
+    /// A guard counts on the lock for longer than the store keeps it.
+    Truth,
+    /// A guard believed in the lock after its deadline, came back to life, or its holder was told too late.
     Late,
+    /// A promise was broken that only those see who see both sides.
+    Breach,
     /// Something is left behind.
     Leak,
     /// Somebody waits who should have been served.

@@ -231,6 +231,59 @@ fn a_guard_that_is_believed_in_after_its_deadline_is_found() {
 }
 
 #[test]
+fn a_guard_that_comes_back_to_life_is_found_where_every_rise_is_written_down() {
+    let mut events = clean();
+    events.push(event(232, 3, Kind::Step).deadline(240 * MS));
+    events.push(event(241, 3, Kind::Step).deadline(400 * MS));
+    finds(&events, &[]);
+    let mut rules = rules();
+    rules.exact = true;
+    assert_eq!(verdict(&events, &rules).count(Check::Late), 1);
+    // It rose in time.
+    events.push(event(239, 3, Kind::Step).deadline(400 * MS));
+    assert!(verdict(&events, &rules).is_clean());
+}
+
+#[test]
+fn a_guard_that_counts_on_more_than_the_store_keeps_is_found() {
+    let step = |kept: u64| {
+        let mut events = clean();
+        events.push(event(232, 3, Kind::Step).deadline(400 * MS).value(kept * MS));
+        events
+    };
+    finds(&step(400), &[]);
+    finds(&step(399), &[(Check::Truth, 1)]);
+    let mut events = step(232);
+    events.push(Event::new(232 * MS, Kind::Fault).name("failover"));
+    finds(&events, &[(Check::Truth, 1)]);
+    let verdict = verdict(&events, &rules().excusing(["failover"]));
+    assert!(verdict.is_clean() && verdict.negatives[&Check::Truth] == 1, "{verdict}");
+}
+
+#[test]
+fn a_lock_that_stays_taken_after_its_release_is_nobodys() {
+    let rests = |until: u64| {
+        let mut events = clean();
+        let releases = |event: &&mut Event| event.p == 1 && event.e == Kind::ReleaseInvoke;
+        events.iter_mut().filter(releases).for_each(|event| event.v = Some(until * MS));
+        events
+    };
+    finds(&rests(102), &[]);
+    finds(&rests(103), &[(Check::Exclusion, 1)]);
+    // Whether the store heard of it is not known.
+    let mut events = rests(103);
+    events.retain(|event| event.p != 1 || event.e != Kind::Released);
+    finds(&events, &[]);
+}
+
+#[test]
+fn a_broken_promise_that_somebody_saw_is_found() {
+    let mut events = clean();
+    events.push(event(232, 3, Kind::Breach));
+    finds(&events, &[(Check::Breach, 1)]);
+}
+
+#[test]
 fn what_is_left_behind_is_found() {
     let mut events = clean();
     events.push(Event::new(901 * MS, Kind::Left).name("places").value(2));

@@ -3,14 +3,14 @@
 //! They are here to be caught. A bug that no run finds would show that the runs look in the wrong place.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use distlock_core::{
-    AnyBackend, Backend, BackendError, Capabilities, Claim, Key, Occupancy, Owner, Renewal,
-    Standing,
+    AnyBackend, Backend, BackendError, Capabilities, Claim, FencingToken, Key, Lease, Occupancy,
+    Owner, Renewal, Standing,
 };
 
 use crate::Store;
@@ -53,11 +53,31 @@ pub enum Bug {
     CanceledWatch,
     /// The resource looks at no token.
     NoGate,
+    /// Renewals end with the first failure: cozy-stack 4911, etcd-rs 59.
+    RenewalStops,
+    /// After one failure, no later lock of that name is renewed: redisson 3194, 3714.
+    RenewalStopsForName,
+    /// The end of a lock is told by the client's own wall clock: rueidislock, redlock-rb 50.
+    ClientWallClock,
+    /// A release that finds nothing is tried for ever: node-redlock 168, 313.
+    ReleaseForEver,
+    /// A waiter whose lease ended waits on: etcd 19597, etcd-client 87.
+    ExpiredWaiterWaits,
+    /// A release ends whatever the process has of that name: etcd 22082.
+    ReleaseOfTheSession,
+    /// Who waits asks every millisecond: discourse 17886.
+    BusyWait,
+    /// Who has waited for long goes on without the lock: appstrate 1417.
+    RunsUnlocked,
+    /// The minimal hold ends with the release.
+    NoRest,
+    /// What another library wrote counts for nothing.
+    StrangerIgnored,
 }
 
 impl Bug {
     /// All of them, with the store in which each lives.
-    pub const ALL: [(Self, Store); 19] = [
+    pub const ALL: [(Self, Store); 33] = [
         (Self::DeadlineFromReply, Store::Redis),
         (Self::DeadlineFromReply, Store::Etcd),
         (Self::DeadlineFromPush, Store::Redis),
@@ -77,6 +97,20 @@ impl Bug {
         (Self::WaiterWithoutLease, Store::Etcd),
         (Self::CanceledWatch, Store::Etcd),
         (Self::NoGate, Store::Redis),
+        (Self::RenewalStops, Store::Redis),
+        (Self::RenewalStops, Store::Etcd),
+        (Self::RenewalStopsForName, Store::Redis),
+        (Self::RenewalStopsForName, Store::Etcd),
+        (Self::ClientWallClock, Store::Redis),
+        (Self::ReleaseForEver, Store::Redis),
+        (Self::ExpiredWaiterWaits, Store::Etcd),
+        (Self::ReleaseOfTheSession, Store::Etcd),
+        (Self::BusyWait, Store::Redis),
+        (Self::BusyWait, Store::Etcd),
+        (Self::RunsUnlocked, Store::Redis),
+        (Self::RunsUnlocked, Store::Etcd),
+        (Self::NoRest, Store::Redis),
+        (Self::StrangerIgnored, Store::Redis),
     ];
 
     /// Whether it leaves things behind by the way it is made here, so that this alone catches nothing.
@@ -87,8 +121,8 @@ impl Bug {
 
     /// Puts it between a store and the core, if it lives there.
     pub(crate) fn wrap(self, backend: AnyBackend) -> AnyBackend {
-        let answers = Arc::default();
-        AnyBackend::new(Mutant { bug: self, inner: backend, answers })
+        let (answers, failed, polls) = (Arc::default(), Arc::default(), Arc::default());
+        AnyBackend::new(Mutant { bug: self, inner: backend, answers, failed, polls })
     }
 }
 
@@ -99,6 +133,10 @@ struct Mutant {
     inner: AnyBackend,
     /// What was answered, and is said when it is asked for again.
     answers: Arc<Mutex<BTreeMap<(Owner, bool), Standing>>>,
+    /// What is not renewed any more, by owner or by name.
+    failed: Arc<Mutex<BTreeSet<String>>>,
+    /// How often a waiter was told to wait.
+    polls: Arc<Mutex<BTreeMap<Owner, u32>>>,
 }
 
 impl Mutant {
@@ -116,7 +154,34 @@ impl Mutant {
         if waits && matches!(self.bug, Bug::NoRecheck | Bug::CanceledWatch) {
             return Standing::Queued { recheck: Duration::from_secs(3600) };
         }
+        if waits && self.bug == Bug::BusyWait {
+            return Standing::Queued { recheck: Duration::from_millis(1) };
+        }
         standing
+    }
+
+    /// It has waited for long enough, and does what it was about to do.
+    fn go_on(&self, claim: &Claim, standing: Standing) -> Standing {
+        let mut polls = self.polls.lock().unwrap_or_else(PoisonError::into_inner);
+        let polls = polls.entry(claim.owner()).or_default();
+        *polls += u32::from(matches!(standing, Standing::Queued { .. }));
+        match *polls {
+            0..=3 => standing,
+            _ => Standing::Held(Lease::new(FencingToken::new(1))),
+        }
+    }
+
+    /// What stands for a lock whose renewal failed once; none where that does not matter.
+    fn mark(&self, claim: &Claim) -> Option<String> {
+        match self.bug {
+            Bug::RenewalStops => Some(claim.owner().to_string()),
+            Bug::RenewalStopsForName => Some(claim.key().as_str().to_owned()),
+            _ => None,
+        }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,8 +223,17 @@ impl Backend for Mutant {
                 answers.push(Ok(standing));
                 continue;
             }
+            let held = renewal.claim.last_token().is_some();
+            let mark = self.mark(&renewal.claim).filter(|_| held);
+            if mark.as_ref().is_some_and(|mark| self.failed().contains(mark)) {
+                answers.push(Err(self.late()));
+                continue;
+            }
             let answer = self.inner.renew(std::slice::from_ref(renewal)).await;
             let answer = answer.into_iter().next().unwrap_or_else(|| Err(self.late()));
+            if let (Some(mark), Err(_)) = (mark, &answer) {
+                self.failed().insert(mark);
+            }
             answers.push(match (self.bug, answer) {
                 (Bug::DeadlineFromReply, Ok(standing @ Standing::Held(_))) => {
                     self.answers().insert(asked, standing);
@@ -172,6 +246,7 @@ impl Backend for Mutant {
                 (Bug::UnconfirmedRenewal, Err(error)) => {
                     self.answers().get(&asked).copied().ok_or(error)
                 }
+                (Bug::RunsUnlocked, Ok(standing)) => Ok(self.go_on(&renewal.claim, standing)),
                 (_, answer) => answer.map(|standing| self.patient(standing)),
             });
         }
@@ -194,6 +269,12 @@ impl Backend for Mutant {
                     });
                     return Ok(true);
                 }
+            }
+            Bug::ReleaseForEver => {
+                while !self.inner.release(claim).await? {
+                    tokio::time::sleep(claim.ttl()).await;
+                }
+                return Ok(true);
             }
             _ => {}
         }

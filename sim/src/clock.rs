@@ -1,5 +1,7 @@
 //! A server's clock: it runs at its own rate, and somebody may set it.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 /// A clock in microseconds.
@@ -19,6 +21,12 @@ impl Clock {
     pub(crate) fn micros(&self) -> i64 {
         let passed = i64::try_from(self.anchor.elapsed().as_micros()).unwrap_or(i64::MAX);
         self.shows + passed + passed * self.too_fast / 1_000_000
+    }
+
+    /// How long it takes in truth until this clock has gone on by so much.
+    pub(crate) fn until(&self, micros: i64) -> Duration {
+        let real = micros.max(0) * 1_000_000 / (1_000_000 + self.too_fast);
+        Duration::from_micros(u64::try_from(real).unwrap_or(0))
     }
 
     pub(crate) fn step(&mut self, by: i64) {

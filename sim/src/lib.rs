@@ -13,6 +13,7 @@ mod plan;
 mod process;
 mod redis;
 mod run;
+mod witness;
 mod worker;
 mod world;
 

@@ -158,10 +158,13 @@ const WANTED: &[&str] = &[
     "request_late",
     "request_lost",
     "restart",
+    "scripts_flushed",
     "server_stopped",
     "shutdown",
     "side_key_evicted",
     "stall",
+    "stranger",
+    "watch_canceled",
 ];
 
 impl Totals {

@@ -5,12 +5,14 @@ use std::{
     time::Duration,
 };
 
+use distlock_checker::{Event, Kind};
+use distlock_core::Owner;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     net::Health,
     plan::Wound,
-    process::{Kit, Sim},
+    process::{Kit, Process, Sim},
 };
 
 /// Inflicts wounds while there are to be faults, and returns when all of them are over.
@@ -28,6 +30,10 @@ pub(crate) async fn rage<S: Kit>(sim: &Arc<Sim<S>>) {
     for wound in wounds {
         let _ = wound.await;
     }
+    // What a failover brought back is not ours to give back, and a clock that was set back would keep it.
+    for (key, owner) in sim.strangers().drain(..) {
+        sim.net.carry_out(&|server: &mut S| server.take_back(&key, owner));
+    }
 }
 
 async fn inflict<S: Kit>(sim: Arc<Sim<S>>, wound: Wound) {
@@ -36,6 +42,11 @@ async fn inflict<S: Kit>(sim: Arc<Sim<S>>, wound: Wound) {
     match wound {
         Wound::Stall => {
             let Some(process) = sim.any() else { return };
+            match world.below(4) {
+                0 => return stall_around_a_deadline(&sim, &process).await,
+                1 => return stall_in_a_request(&sim, &process).await,
+                _ => {}
+            }
             if process.stall() {
                 sleep(world.between(1, (3 * ttl) >> world.below(4))).await;
                 process.resume();
@@ -113,11 +124,95 @@ async fn inflict<S: Kit>(sim: Arc<Sim<S>>, wound: Wound) {
                 world.fault(if beside { "side_key_evicted" } else { wound.name() }, &key);
             }
         }
+        Wound::Compaction => {
+            let Some(process) = sim.any() else { return };
+            let Some(ear) = net.ear(process.id) else { return };
+            world.fault(wound.name(), "");
+            net.deafen(process.id, true);
+            // It is told, and watches anew at once. What happened in between it never hears.
+            sleep(world.between(1, 20)).await;
+            if sim.all().iter().any(|other| other.id == process.id) {
+                net.undeafen(process.id, ear);
+            }
+        }
+        Wound::Stranger => lock_from_outside(&sim).await,
+        Wound::ScriptFlush => {
+            if net.is_up() && net.suffer(wound, "", 0) {
+                world.fault(wound.name(), "");
+            }
+        }
         Wound::StepBack | Wound::Drift | Wound::StepForward => {
             if net.suffer(wound, "", world.below(1_000_000)) {
                 world.fault(wound.name(), "");
             }
         }
+    }
+}
+
+/// Stops a process while it renews a lock, until a moment after the deadline: the answer is older than the end, and is read after it.
+async fn stall_around_a_deadline<S: Kit>(sim: &Arc<Sim<S>>, process: &Process) {
+    let (mut tries, changed) = (sim.plan.ttl.as_millis(), sim.world.chance(0.5));
+    let deadline = loop {
+        if let Some(deadline) = process.renews_until(changed) {
+            break deadline;
+        }
+        tries -= 1;
+        if tries == 0 {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    };
+    if process.stall() {
+        let left = Duration::from_nanos(deadline.saturating_sub(sim.world.now()));
+        let after = sim.plan.ttl.as_millis() as u64 >> sim.world.below(6);
+        sleep(left + sim.world.between(1, after)).await;
+        process.resume();
+    }
+}
+
+/// Stops a process while the store is asked for a lock, for about a ttl.
+async fn stall_in_a_request<S: Kit>(sim: &Arc<Sim<S>>, process: &Process) {
+    let ttl = sim.plan.ttl.as_millis() as u64;
+    let mut tries = ttl;
+    while !process.witness.is_busy() {
+        tries -= 1;
+        if tries == 0 {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    if process.stall() {
+        sleep(sim.world.between(ttl * 9 / 10, ttl * 3 / 2)).await;
+        process.resume();
+    }
+}
+
+/// A client of another library, which gives back in time what it takes.
+async fn lock_from_outside<S: Kit>(sim: &Arc<Sim<S>>) {
+    let (world, net) = (&sim.world, &sim.net);
+    let key = format!("lock/{}", world.below(u64::from(sim.plan.keys)));
+    let (Ok(owner), client) = (Owner::random(), sim.next_id()) else { return };
+    let mut tries = 100;
+    while !net.is_up() || !net.carry_out(&|server: &mut S| server.lend(&key, owner, sim.plan.ttl)) {
+        tries -= 1;
+        if tries == 0 {
+            return;
+        }
+        sleep(world.between(1, 20)).await;
+    }
+    sim.strangers().push((key.clone(), owner));
+    world.fault(Wound::Stranger.name(), "");
+    let write = |kind| Event::new(world.now(), kind).of(client, 1).key(&key);
+    let certain = u64::try_from(sim.plan.ttl.as_nanos()).unwrap_or(u64::MAX) / 100 * 98;
+    world.record(&write(Kind::Invoke));
+    world.record(&write(Kind::Granted).deadline(world.now() + certain));
+    world.record(&write(Kind::Enter));
+    sleep(world.between(0, (sim.plan.ttl.as_millis() as u64) * 9 / 10)).await;
+    world.record(&write(Kind::Exit));
+    world.record(&write(Kind::ReleaseInvoke));
+    if net.is_up() {
+        net.carry_out(&|server: &mut S| server.take_back(&key, owner));
+        world.record(&write(Kind::Released));
     }
 }
 
@@ -142,7 +237,7 @@ impl<S: Kit> Sim<S> {
     }
 
     /// Waits for the workers of a process, and takes it off the network.
-    pub(crate) async fn retire(&self, process: &crate::process::Process) -> bool {
+    pub(crate) async fn retire(&self, process: &Process) -> bool {
         let workers = std::mem::take(&mut *process.workers());
         let mut all = true;
         let until = Instant::now() + Duration::from_secs(180);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use distlock_core::BackendError;
+use distlock_core::{BackendError, Claim, Lease, Owner, simulation};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -24,8 +24,8 @@ pub(crate) trait Server: Clone + Send + 'static {
     /// What it has to say since it was asked last.
     fn pushes(&mut self) -> Vec<(u32, Self::Push)>;
 
-    /// Locks whose next token is not above all before it, since it was asked last.
-    fn resets(&mut self) -> Vec<String>;
+    /// What befell which locks by itself, since it was asked last.
+    fn mishaps(&mut self) -> Vec<(&'static str, String)>;
 
     /// A process listens to pushes, or does not any more.
     fn listens(&mut self, process: u32, listens: bool);
@@ -35,6 +35,17 @@ pub(crate) trait Server: Clone + Send + 'static {
 
     /// The same state in another place; what the server counts for the judge stays.
     fn replace(&mut self, by: Self);
+
+    /// For how long this owner has the lock yet, if nobody extends it.
+    fn keeps(&mut self, key: &str, owner: Owner) -> Duration;
+
+    /// Who of ours has which lock.
+    fn holders(&mut self) -> Vec<(String, Owner)>;
+
+    /// A client that is not ours takes the lock, if it is free, and gives it back.
+    fn lend(&mut self, key: &str, owner: Owner, ttl: Duration) -> bool;
+
+    fn take_back(&mut self, key: &str, owner: Owner);
 
     /// What it does by itself, twice in a second.
     fn tick(&mut self);
@@ -205,13 +216,13 @@ impl<S: Server> Net<S> {
         ask(&mut self.state().server)
     }
 
-    fn carry_out<T>(self: &Arc<Self>, run: &dyn Fn(&mut S) -> T) -> T {
+    pub(crate) fn carry_out<T>(self: &Arc<Self>, run: &dyn Fn(&mut S) -> T) -> T {
         let mut state = self.state();
         let answer = run(&mut state.server);
-        let (pushes, resets) = (state.server.pushes(), state.server.resets());
+        let (pushes, mishaps) = (state.server.pushes(), state.server.mishaps());
         drop(state);
-        for key in resets {
-            self.world.fault("fence_reset", &key);
+        for (name, key) in mishaps {
+            self.world.fault(name, &key);
         }
         for (process, push) in pushes {
             self.push(process, &push);
@@ -270,26 +281,36 @@ impl<S: Server> Link<S> {
         &self,
         run: impl Fn(&mut S) -> T + Send + Sync + 'static,
     ) -> Result<T, Cut> {
-        self.send(run, true).await
+        self.send(run, true, Instant::now() + self.timeout).await
+    }
+
+    /// The same for what has less time.
+    pub(crate) async fn exchange_until<T: Send + 'static>(
+        &self,
+        run: impl Fn(&mut S) -> T + Send + Sync + 'static,
+        until: Instant,
+    ) -> Result<T, Cut> {
+        self.send(run, true, until).await
     }
 
     /// The same for what is never sent again: a connection by itself doubles nothing, those who repeat do.
     pub(crate) async fn exchange_once<T: Send + 'static>(
         &self,
         run: impl Fn(&mut S) -> T + Send + Sync + 'static,
+        until: Instant,
     ) -> Result<T, Cut> {
-        self.send(run, false).await
+        self.send(run, false, until).await
     }
 
     async fn send<T: Send + 'static>(
         &self,
         run: impl Fn(&mut S) -> T + Send + Sync + 'static,
         repeats: bool,
+        until: Instant,
     ) -> Result<T, Cut> {
         if self.net.state().dead.contains(&self.process) {
             return pending().await;
         }
-        let until = Instant::now() + self.timeout;
         let fate = self.net.world.fate(repeats);
         let (tx, mut rx) = oneshot::channel();
         // Kept here too, so that what is lost is silence, and no end.
@@ -340,6 +361,16 @@ impl<S: Server> Link<S> {
     /// A time between the two, in milliseconds.
     pub(crate) fn between(&self, low: u64, high: u64) -> Duration {
         self.net.world.between(low, high)
+    }
+
+    /// Tells a claim that it is granted. Who says yes for one that is over leaves a lock with nobody.
+    pub(crate) fn grant(&self, claim: &Claim, lease: Lease) -> bool {
+        let over = simulation::is_over(claim);
+        let taken = claim.grant(lease);
+        if over && taken {
+            self.net.world.breach("a grant is accepted that nobody waits for", claim.key());
+        }
+        taken
     }
 }
 

@@ -36,6 +36,12 @@ pub struct Rates {
     pub usual: u64,
 }
 
+/// A store whose tokens are not above all before, as where its clock is behind them.
+pub(crate) const FENCE_RESET: &str = "fence_reset";
+
+/// A change of a ttl that came too late was carried out, for the server's clock was set back while it was on its way.
+pub(crate) const LATE_CHANGE: &str = "late_change";
+
 /// What befalls a process, or the server, from time to time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[allow(clippy::exhaustive_enums, reason = "the nemesis must know each")]
@@ -70,6 +76,12 @@ pub enum Wound {
     Deletion,
     /// An operator takes a lock away.
     ForceRelease,
+    /// A client of another library takes a free lock for a while.
+    Stranger,
+    /// The server forgets its scripts.
+    ScriptFlush,
+    /// A process has its watch canceled, as where the revision that it wants to go on from was compacted.
+    Compaction,
 }
 
 /// Everything that a seed decides before it starts.
@@ -106,7 +118,7 @@ pub struct Plan {
 
 impl Wound {
     /// What can befall every store.
-    const ALWAYS: [Self; 7] = [
+    const ALWAYS: [Self; 8] = [
         Self::Stall,
         Self::Crash,
         Self::Shutdown,
@@ -114,10 +126,14 @@ impl Wound {
         Self::Partition,
         Self::Hang,
         Self::Restart,
+        Self::Stranger,
     ];
 
     /// What can befall a store that counts by a wall clock.
-    const WALL: [Self; 1] = [Self::StepBack];
+    const WALL: [Self; 2] = [Self::StepBack, Self::ScriptFlush];
+
+    /// What can befall a store that is watched.
+    const WATCHED: [Self; 1] = [Self::Compaction];
 
     /// What makes a store give a lock to a second holder.
     const FATAL: [Self; 2] = [Self::Deletion, Self::ForceRelease];
@@ -147,16 +163,25 @@ impl Wound {
             Self::Eviction => "eviction",
             Self::Deletion => "deletion",
             Self::ForceRelease => "force_release",
+            Self::Stranger => "stranger",
+            Self::ScriptFlush => "scripts_flushed",
+            Self::Compaction => "watch_canceled",
         }
     }
 
     /// The names of those that no lock on one server survives: documented, counted, shown.
     pub fn fatal() -> impl Iterator<Item = &'static str> {
-        Self::FATAL.iter().chain(&Self::OBLIVION).chain(&Self::FATAL_WALL).map(|wound| wound.name())
+        let all = Self::FATAL.iter().chain(&Self::OBLIVION).chain(&Self::FATAL_WALL);
+        all.map(|wound| wound.name()).chain([LATE_CHANGE])
     }
 }
 
 impl Plan {
+    /// Whether no request is sent, or carried out, a second time.
+    pub(crate) fn repeats_nothing(&self) -> bool {
+        self.rates.double + self.rates.cut <= 0.0
+    }
+
     /// Draws a plan. `wall`: the store's clock can be set, and its memory ends.
     #[must_use]
     pub fn draw(dice: &mut Dice, wall: bool) -> Self {
@@ -185,9 +210,7 @@ impl Plan {
         };
         some(&Wound::ALWAYS, 0.35, dice);
         some(&[Wound::Drift], 0.35, dice);
-        if wall {
-            some(&Wound::WALL, 0.35, dice);
-        }
+        some(if wall { &Wound::WALL } else { &Wound::WATCHED }, 0.35, dice);
         // In half of all runs none: there a second holder is a violation whatever happened.
         if dice.chance(0.5) {
             some(&Wound::FATAL, 0.3, dice);

@@ -7,17 +7,17 @@ use std::{
 
 use distlock_checker::{Event, History, Kind, Rules, Verdict, judge};
 use distlock_conformance::Dice;
-use distlock_core::simulation;
+use distlock_core::{Owner, simulation};
 use tokio::{
     runtime::{Builder, Handle},
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use crate::{
     Bug,
     etcd::Etcd,
     nemesis,
-    plan::{Plan, Wound},
+    plan::{FENCE_RESET, Plan, Wound},
     process::{Kit, Sim},
     redis::Redis,
     world::World,
@@ -89,7 +89,7 @@ pub fn run_plan(store: Store, plan: Plan, seed: u64) -> Outcome {
         }
     });
     let mut rules = Rules::default().excusing(Wound::fatal());
-    rules.fence_excuses.push("fence_reset".to_owned());
+    rules.fence_excuses.push(FENCE_RESET.to_owned());
     rules.exact = true;
     rules.bound = Some(bound(&plan));
     // Some ask for twice the usual ttl.
@@ -114,7 +114,7 @@ async fn simulate<S: Kit>(server: S, plan: Plan, seed: u64) -> (History, Plan) {
     });
     nemesis::rage(&sim).await;
     sim.world.heal();
-    sleep(sim.plan.healthy).await;
+    look_for_orphans(&sim).await;
     sim.stopped.store(true, Ordering::Relaxed);
     for process in sim.all() {
         if !sim.retire(&process).await {
@@ -135,6 +135,33 @@ async fn simulate<S: Kit>(server: S, plan: Plan, seed: u64) -> (History, Plan) {
 fn bound(plan: &Plan) -> Duration {
     let clients = plan.processes * plan.workers;
     Duration::from_secs(20) + (plan.work + plan.ttl) * clients + plan.ttl * 2 * plan.workers
+}
+
+/// While all is well, and clients come and go, no lock is left to end by itself.
+async fn look_for_orphans<S: Kit>(sim: &Arc<Sim<S>>) {
+    let until = Instant::now() + sim.plan.healthy;
+    // What was left behind before ends by itself, unless the clock was set back. And the places of the dead, and those that a failover brought back, are granted for a while.
+    let explained = [Wound::StepBack, Wound::Crash, Wound::Failover]
+        .iter()
+        .any(|wound| sim.world.count(wound.name()) > 0);
+    sleep(sim.plan.ttl * 2).await;
+    let mut before: Vec<(String, Owner)> = Vec::new();
+    while Instant::now() < until {
+        sleep(sim.plan.request_timeout * 2).await;
+        let processes = sim.all();
+        let is_orphan = |(key, owner): &(String, Owner)| {
+            !processes.iter().any(|process| process.witness.wants(key, *owner))
+        };
+        let mut orphans = sim.net.peek(|server| server.holders());
+        orphans.retain(is_orphan);
+        if !explained {
+            for (key, _) in orphans.iter().filter(|orphan| before.contains(*orphan)) {
+                let event = Event::new(sim.world.now(), Kind::Breach).key(key);
+                sim.world.record(&event.name("a lock is left with nobody"));
+            }
+        }
+        before = orphans;
+    }
 }
 
 /// Long after everybody is gone, nothing is to be left.

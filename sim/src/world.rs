@@ -8,6 +8,7 @@ use std::{
 
 use distlock_checker::{Event, History, Kind};
 use distlock_conformance::Dice;
+use distlock_core::Key;
 use tokio::time::Instant;
 
 use crate::plan::Rates;
@@ -70,6 +71,11 @@ impl World {
         let mut state = self.state();
         state.history.push(&event);
         *state.faults.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// A promise was broken that a store and its clients do not see alone.
+    pub(crate) fn breach(&self, name: &str, key: &Key) {
+        self.record(&Event::new(self.now(), Kind::Breach).name(name).key(key.as_str()));
     }
 
     /// How many faults of this name there were.

@@ -42,6 +42,7 @@ cargo xtask COMMAND
   sim [ARGS]          simulate seeds: --seeds N, --seed FIRST, --store redis|etcd|all,
                       --history FILE
   zoo [SEEDS]         put the bugs of other libraries into the simulation; each has to be caught
+  interleavings       let threads meet in thousands of orders at core's claims, guards and lines
   ci                  lint, simulation, test: what CI runs
 ";
 
@@ -76,6 +77,7 @@ fn dispatch(command: &str, args: &[String]) -> Result {
             print!("{USAGE}");
             Ok(())
         }
+        "interleavings" => sim::interleavings(),
         "lint" => Steps::all(lint::lint),
         "sim" => sim::sim(args),
         "test" => Steps::all(|steps| test::test(steps, args)),

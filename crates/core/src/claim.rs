@@ -4,7 +4,7 @@ use std::{
     fmt,
     future::poll_fn,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use crate::{
     FencingToken, Key, LossReason, Mode, Owner,
     keeper::{Keeper, Slot},
     lease::{self, Lease},
+    sync::{Mutex, MutexGuard, PoisonError},
     tenure::{End, Tenure},
 };
 

@@ -38,6 +38,8 @@ pub(crate) struct Contender<'a> {
     patience: Patience,
     turn: Option<Turn>,
     bid: Option<Bid>,
+    /// What it had before under an id of the user's own.
+    former: Option<Box<Former>>,
     /// It stood in the store's line once: an outage of the store is borne for a while.
     stood_in_line: bool,
     /// It was told of that it has to wait.
@@ -56,6 +58,17 @@ struct Bid {
     /// How often the store was asked.
     asked: u32,
 }
+
+/// A bid that is over, and is being given back. Its id is not used again before that: what comes after would be given back too.
+struct Former {
+    claim: Claim,
+    call: Giving,
+    /// The store has nothing of it after that.
+    until: Instant,
+}
+
+/// A release under way.
+type Giving = BoxFuture<Result<bool, BackendError>>;
 
 /// How an exchange with the store ended.
 enum Answer {
@@ -80,6 +93,7 @@ impl<'a> Contender<'a> {
             patience,
             turn: None,
             bid: None,
+            former: None,
             stood_in_line: false,
             told: false,
             seated: true,
@@ -115,7 +129,7 @@ impl<'a> Contender<'a> {
                 Ok(held) => return Ok(Some(held)),
                 Err(reason) => {
                     // An owner id that has come to its end is over.
-                    self.abandon(None);
+                    self.abandon();
                     Box::pin(self.patience.bear(self.in_vain(reason), false)).await?;
                 }
             }
@@ -258,7 +272,7 @@ impl<'a> Contender<'a> {
             }
         }
         // An owner id whose place is gone is over.
-        self.abandon(None);
+        self.abandon();
         if brief {
             Box::pin(self.patience.pause(Some(Duration::from_millis(16)))).await?;
         }
@@ -268,6 +282,9 @@ impl<'a> Contender<'a> {
     /// One exchange with the store, in which a push may come first. It lasts no longer than its answer could be of use.
     async fn ask_store(&mut self, queue: bool) -> Result<Answer, Error> {
         self.client.check_open()?;
+        if self.former.is_some() {
+            Box::pin(self.clear()).await?;
+        }
         let sent = Instant::now();
         let bid = match &mut self.bid {
             Some(bid) => bid,
@@ -287,6 +304,18 @@ impl<'a> Contender<'a> {
         }
         bid.call = Some(call);
         Box::pin(self.hear_store(sent)).await
+    }
+
+    /// Waits until what it had before is given back. Where that fails it goes on in the background, and the id is not to be used again.
+    async fn clear(&mut self) -> Result<(), Error> {
+        let Some(former) = &mut self.former else { return Ok(()) };
+        let answer = self.patience.bound(former.call.as_mut()).await?;
+        let Some(former) = self.former.take() else { return Ok(()) };
+        let Err(error) = answer else { return Ok(()) };
+        if error.is_transient() {
+            self.client.keeper.give_back(former.claim, None, former.until, None);
+        }
+        Err(error.into())
     }
 
     /// Waits for the store's answer, or for a push that makes it needless.
@@ -313,7 +342,7 @@ impl<'a> Contender<'a> {
                 patience.check_time()?;
                 let name = client.backend.name();
                 let late = BackendError::transient(name, format!("gave no answer within {:?}", sent.elapsed()));
-                self.abandon(None);
+                self.abandon();
                 Ok(Answer::Store(Err(late)))
             }
         }
@@ -349,7 +378,7 @@ impl<'a> Contender<'a> {
                 Ok(held)
             }
             Err(reason) => {
-                self.abandon(None);
+                self.abandon();
                 Err(reason)
             }
         }
@@ -397,37 +426,49 @@ impl<'a> Contender<'a> {
         }
     }
 
-    /// Gives up what it may have at the store; the turn goes on when that is answered.
-    fn abandon(&mut self, turn: Option<Turn>) {
-        let Some(Bid { claim, call, sent, engaged, .. }) = self.bid.take() else { return };
+    /// Gives up what it may have at the store, to ask anew.
+    fn abandon(&mut self) {
+        let Some((claim, call, until)) = self.give_up() else { return };
+        if self.ask.owner.is_some() {
+            let call = call.unwrap_or_else(|| self.client.backend.start_release(claim.clone()));
+            self.former = Some(Box::new(Former { claim, call, until }));
+        } else {
+            self.client.keeper.give_back(claim, None, until, call);
+        }
+    }
+
+    /// Ends the bid. What the store may have of it is to be given back: by the call, if something is under way.
+    fn give_up(&mut self) -> Option<(Claim, Option<Giving>, Instant)> {
+        let Bid { claim, call, sent, engaged, .. } = self.bid.take()?;
         if let Some(end) = claim.conclude(LossReason::Released) {
             end.settle();
         }
         self.client.keeper.place(&claim);
         if !engaged {
-            return;
+            return None;
         }
         let until = sent + claim.ttl();
-        match call {
-            None => self.client.keeper.give_back(claim, turn, until, None),
-            Some(call) => {
-                let backend = self.client.backend.clone();
-                let release = claim.clone();
-                let call = Box::pin(async move {
-                    // The request in flight must not be overtaken: it would leave behind what the release came too early for.
-                    let _ = call.await;
-                    backend.start_release(release).await
-                });
-                self.client.keeper.give_back(claim, turn, until, Some(call));
-            }
-        }
+        let call = call.map(|call| -> Giving {
+            let (backend, release) = (self.client.backend.clone(), claim.clone());
+            Box::pin(async move {
+                // The request in flight must not be overtaken: it would leave behind what the release came too early for.
+                let _ = call.await;
+                backend.start_release(release).await
+            })
+        });
+        Some((claim, call, until))
     }
 }
 
 impl Drop for Contender<'_> {
     fn drop(&mut self) {
-        let turn = self.turn.take();
-        self.abandon(turn);
+        let mut turn = self.turn.take();
+        if let Some((claim, call, until)) = self.give_up() {
+            self.client.keeper.give_back(claim, turn.take(), until, call);
+        }
+        if let Some(Former { claim, call, until }) = self.former.take().map(|former| *former) {
+            self.client.keeper.give_back(claim, turn, until, Some(call));
+        }
         if self.seated {
             self.client.leave_seat();
         }

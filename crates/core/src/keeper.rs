@@ -10,10 +10,7 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -29,7 +26,10 @@ pub(crate) use self::table::Slot;
 use self::table::Table;
 use crate::{
     AnyBackend, Backend as _, BackendError, Claim, Event, Key, LossReason, Observer,
-    any::BoxFuture, line::Turn, tenure::End,
+    any::BoxFuture,
+    line::Turn,
+    sync::{AtomicUsize, Mutex, MutexGuard, Ordering, PoisonError},
+    tenure::End,
 };
 
 /// A handle of the keeper.
@@ -212,6 +212,8 @@ impl Keeper {
         if table.running {
             drop(table);
             self.0.changed.notify_one();
+        } else if cfg!(all(test, shuttle)) {
+            // There is no task: the tests make its rounds.
         } else if let Ok(handle) = Handle::try_current() {
             table.running = true;
             // A runtime that has ended drops the task at once, which then looks into the table.
@@ -221,6 +223,14 @@ impl Keeper {
             let task = crate::simulation::inherit(task);
             handle.spawn(task);
         }
+    }
+
+    /// One round of the task, to the end of all that it begins.
+    #[cfg(all(test, shuttle))]
+    pub(crate) fn round(&self) {
+        let round = self.0.table().collect(Instant::now(), true);
+        let jobs = self.0.carry_out(round.work);
+        jobs.into_iter().for_each(shuttle::future::block_on);
     }
 
     #[cfg(test)]

@@ -18,6 +18,8 @@ mod error;
 mod fence;
 mod guard;
 mod held;
+#[cfg(all(test, shuttle))]
+mod interleavings;
 mod keeper;
 mod key;
 mod lease;
@@ -32,6 +34,7 @@ mod retry;
 #[cfg(feature = "_simulation")]
 #[doc(hidden)]
 pub mod simulation;
+mod sync;
 mod tenure;
 
 #[cfg(feature = "tracing")]

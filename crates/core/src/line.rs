@@ -8,17 +8,19 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::{Error, Key, held::Held, key::KeyMap};
+use crate::{
+    Error, Key,
+    held::Held,
+    key::KeyMap,
+    sync::{AtomicUsize, Mutex, MutexGuard, Ordering, PoisonError},
+};
 
 /// All lines of a client.
 #[derive(Clone)]

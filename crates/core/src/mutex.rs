@@ -116,7 +116,8 @@ impl Mutex {
     /// An owner id of one's own, to resume a lock after a restart, or to hand it to another process. Default: a new random one each time.
     ///
     /// Whoever asks with the id of the holder *is* the holder. Use an id for one acquisition at a time, and another one after a release that failed:
-    /// that is tried again in the background, and would end what was taken with the same id since.
+    /// that is tried again in the background, and would end what was taken with the same id since. So may a release that a broken connection made the
+    /// store repeat, should the first one be carried out late.
     pub const fn owner(mut self, owner: Owner) -> Self {
         self.ask.owner = Some(owner);
         self

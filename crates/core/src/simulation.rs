@@ -11,6 +11,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use crate::{Claim, claim::Phase};
+
 thread_local! {
     static CHANCE: Cell<Option<u64>> = const { Cell::new(None) };
     static GATE: RefCell<Option<Gate>> = const { RefCell::new(None) };
@@ -93,6 +95,12 @@ impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gate").field("shut", &self.state().shut).finish_non_exhaustive()
     }
+}
+
+/// Whether nobody waits for the claim any more and no guard has it, as the core sees it: what a store is not told.
+#[must_use]
+pub fn is_over(claim: &Claim) -> bool {
+    matches!(claim.state().phase, Phase::Over { .. })
 }
 
 /// Puts a task behind the gate of the task that starts it.

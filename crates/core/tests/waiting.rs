@@ -11,8 +11,8 @@ use std::{
 };
 
 use distlock_core::{
-    Backend as _, Client, Error, Event, FencingToken, Key, Lease, Linear, LossReason, NoRetry,
-    Standing,
+    Backend as _, BackendError, Client, Error, Event, FencingToken, Key, Lease, Linear, LossReason,
+    NoRetry, Owner, Standing,
 };
 use distlock_memory::MemoryBackend;
 use support::{Bent, away, never};
@@ -215,4 +215,46 @@ async fn locks_of_a_store_that_answers_at_once_leave_others_their_time() {
         };
         drop(guard);
     }
+}
+
+/// A store that takes its first place away, and is slow to answer a release.
+fn fickle(release: impl Fn() -> Result<(), BackendError> + Copy + Send + Sync + 'static) -> Bent {
+    Bent::new()
+        .acquire(|store, claim, nth| async move {
+            if nth > 0 {
+                return store.acquire(&claim).await;
+            }
+            claim.end(LossReason::Gone);
+            Ok(Standing::Queued { recheck: SECOND })
+        })
+        .release(move |store, claim, _| async move {
+            sleep(Duration::from_millis(300)).await;
+            release()?;
+            store.release(&claim).await
+        })
+}
+
+/// What it had under an id of the user's own is given back before it asks anew: later, that would give back what it got since.
+#[tokio::test(start_paused = true)]
+async fn who_asks_anew_under_the_same_id_does_not_give_back_what_it_gets() {
+    for cohort_limit in [0, 32] {
+        let store = fickle(|| Ok(()));
+        let id = Owner::random().unwrap();
+        let client = Client::builder(store.clone()).cohort_limit(cohort_limit).build().unwrap();
+        let guard = client.mutex("k").owner(id).lock().await.unwrap();
+        sleep(SECOND).await;
+        let holders = store.store.inspect(guard.key()).await.unwrap().holders;
+        assert_eq!(holders.first().and_then(|holder| holder.owner), Some(id));
+        assert!(guard.is_held());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_is_not_used_again_after_a_release_that_failed() {
+    let store = fickle(|| Err(BackendError::transient("bent", "away")));
+    let client = Client::new(store.clone());
+    let mutex = client.mutex("k").owner(Owner::random().unwrap());
+    let error = mutex.lock().await.unwrap_err();
+    assert!(matches!(error, Error::Backend(_)), "{error}");
+    assert_eq!(store.calls()[0], 1, "it did not ask again");
 }

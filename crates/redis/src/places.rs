@@ -71,6 +71,8 @@ pub(crate) struct Place {
     suspect: bool,
     /// How often it was looked after.
     polls: u32,
+    /// Had by the change that is under way. Made for the first one.
+    changing: Option<Arc<tokio::sync::Mutex<()>>>,
 }
 
 /// What ties the server's clock to ours: the server's at a call, and ours before it.
@@ -130,9 +132,17 @@ impl Places {
             anchor: None,
             suspect: false,
             polls: 0,
+            changing: None,
         };
         table.insert(claim.owner(), place);
         now
+    }
+
+    /// Changes of one claim are made one after the other, or an earlier one that was given up could shorten what a later one wrote.
+    pub(crate) fn changing(&self, owner: Owner) -> Option<Arc<tokio::sync::Mutex<()>>> {
+        let mut table = self.table();
+        let place = table.get_mut(&owner)?;
+        Some(Arc::clone(place.changing.get_or_insert_default()))
     }
 
     /// An owner id is over.
@@ -290,10 +300,8 @@ impl Places {
 impl Place {
     /// From when on our clock a grant runs that was made at a time of the server's clock; none: it fits nothing that we know.
     fn since(&self, server: i64, now: Instant) -> Option<Instant> {
-        let Some(anchor) = self.anchor else {
-            // It came before the answer to the request: it was made after that was sent.
-            return Some(self.asked);
-        };
+        // Before the first answer nothing tells it from the late push of an earlier grant under the same id.
+        let anchor = self.anchor?;
         // Older than the last answer, which said that we wait: overtaken by the loss of what it grants.
         let ahead = Duration::from_micros(u64::try_from(server.checked_sub(anchor.server)?).ok()?);
         let elapsed = now.saturating_duration_since(anchor.local);

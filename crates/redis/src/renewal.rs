@@ -155,6 +155,11 @@ impl Store {
         let claim = item.claim;
         let names = Names::of(claim.key())?;
         let slot = self.slot(&names);
+        let changing = self.places.changing(claim.owner());
+        let _alone = match &changing {
+            Some(changing) => Some(changing.lock().await),
+            None => None,
+        };
         for _ in 0..LATE {
             let metadata = claim.metadata();
             let mut words = Words::with_capacity(10, 512 + metadata.len());

@@ -112,6 +112,9 @@ impl Store {
             if self.bug == Some(Bug::WaiterWithoutLease) {
                 return self.first_all_the_same(claim).await;
             }
+            if self.bug == Some(Bug::ExpiredWaiterWaits) && claim.last_token().is_none() {
+                return Ok(Standing::Queued { recheck: claim.ttl() / 4 });
+            }
             return Ok(gone);
         }
         let key = claim.key().as_str().to_owned();
@@ -167,7 +170,25 @@ impl distlock_core::Backend for Backend {
 
     async fn release(&self, claim: &Claim) -> Result<bool, BackendError> {
         let (owner, key) = (claim.owner(), claim.key().as_str().to_owned());
+        if self.0.bug == Some(Bug::ReleaseOfTheSession) {
+            let name = claim.key();
+            let same = |entry: &&Entry| entry.claim.key() == name;
+            let leases: Vec<_> =
+                self.0.claims().values().filter(same).map(|one| one.lease).collect();
+            for lease in leases {
+                let _ = self.0.link.exchange(move |etcd| etcd.revoke(lease)).await;
+            }
+        }
+        let rest = i64::try_from(claim.rest().as_micros()).unwrap_or(i64::MAX);
         let released = match self.0.lease_of(owner) {
+            Some(lease) if rest > 0 => {
+                let run = move |etcd: &mut Etcd| {
+                    let rests = etcd.rest(&key, owner, rest);
+                    // What the key was bound to before, if it is not in use any more.
+                    etcd.revoke(lease) || rests
+                };
+                self.0.link.exchange(run).await
+            }
             Some(lease) => self.0.link.exchange(move |etcd| etcd.revoke(lease)).await,
             // Somebody else's, taken away by force.
             None => self.0.link.exchange(move |etcd| etcd.delete_owner(&key, owner)).await,

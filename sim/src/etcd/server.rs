@@ -1,10 +1,21 @@
 //! The server: keys in the order of their revisions, each under a lease, and events for those who watch.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use distlock_core::Owner;
 
-use crate::{Bug, clock::Clock, net::Server, plan::Wound};
+use crate::{
+    Bug,
+    clock::Clock,
+    net::Server,
+    plan::{FENCE_RESET, Wound},
+};
+
+/// Whose a key is for the rest of a minimal hold.
+const NOBODY: Owner = Owner::new(0);
 
 /// A server, or a quorum of them, like etcd.
 #[derive(Clone, Debug)]
@@ -20,7 +31,7 @@ pub(crate) struct Etcd {
     events: Vec<(u32, Deleted)>,
     /// The highest revision ever, whatever was restored since.
     highest: u64,
-    resets: Vec<String>,
+    mishaps: Vec<(&'static str, String)>,
     bug: Option<Bug>,
 }
 
@@ -75,7 +86,7 @@ impl Etcd {
             watching: BTreeSet::new(),
             events: Vec::new(),
             highest: 0,
-            resets: Vec::new(),
+            mishaps: Vec::new(),
         }
     }
 
@@ -110,7 +121,7 @@ impl Etcd {
         let revision = self.revision;
         entries.push(Entry { revision, owner, lease });
         if revision <= self.highest {
-            self.resets.push(key.to_owned());
+            self.mishaps.push((FENCE_RESET, key.to_owned()));
         }
         self.highest = self.highest.max(revision);
         let before = entries.len() - 1;
@@ -141,6 +152,17 @@ impl Etcd {
     /// Deletes the key of this owner.
     pub(crate) fn delete_owner(&mut self, key: &str, owner: Owner) -> bool {
         self.delete(|of, entry| of == key && entry.owner == owner)
+    }
+
+    /// Leaves the key of this owner to nobody, until its new lease ends.
+    pub(crate) fn rest(&mut self, key: &str, owner: Owner, rest: i64) -> bool {
+        let lease = self.grant_lease(rest);
+        let entry = self.locks.get_mut(key).into_iter().flatten().find(|one| one.owner == owner);
+        match entry {
+            Some(entry) => (entry.owner, entry.lease) = (NOBODY, lease),
+            None => drop(self.leases.remove(&lease)),
+        }
+        self.leases.contains_key(&lease)
     }
 
     /// Who is first, and how many are behind it.
@@ -184,8 +206,8 @@ impl Server for Etcd {
         std::mem::take(&mut self.events)
     }
 
-    fn resets(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.resets)
+    fn mishaps(&mut self) -> Vec<(&'static str, String)> {
+        std::mem::take(&mut self.mishaps)
     }
 
     fn listens(&mut self, process: u32, listens: bool) {
@@ -207,7 +229,7 @@ impl Server for Etcd {
             }
             Wound::Deletion | Wound::ForceRelease => {
                 let Some((owner, ..)) = self.first(key) else { return false };
-                return self.delete_owner(key, owner);
+                return owner != NOBODY && self.delete_owner(key, owner);
             }
             _ => return false,
         }
@@ -230,8 +252,44 @@ impl Server for Etcd {
         }
     }
 
+    fn keeps(&mut self, key: &str, owner: Owner) -> Duration {
+        let first = self.locks.get(key).and_then(|entries| entries.first());
+        let lease = first.filter(|entry| entry.owner == owner).map(|entry| entry.lease);
+        let until = lease.and_then(|lease| self.leases.get(&lease)).map_or(0, |lease| lease.until);
+        self.clock.until(until - self.clock.micros())
+    }
+
+    fn holders(&mut self) -> Vec<(String, Owner)> {
+        let first = |(name, entries): (&String, &Vec<Entry>)| {
+            let owner =
+                entries.first().map(|entry| entry.owner).filter(|owner| *owner != NOBODY)?;
+            Some((name.clone(), owner))
+        };
+        self.locks.iter().filter_map(first).collect()
+    }
+
+    fn lend(&mut self, key: &str, owner: Owner, ttl: Duration) -> bool {
+        if self.locks.contains_key(key) {
+            return false;
+        }
+        let lease = self.grant_lease(i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX));
+        matches!(self.put(key, owner, lease, true), Put::Stands(_))
+    }
+
+    fn take_back(&mut self, key: &str, owner: Owner) {
+        let lease = self.locks.get(key).into_iter().flatten().find(|entry| entry.owner == owner);
+        if let Some(lease) = lease.map(|entry| entry.lease) {
+            self.revoke(lease);
+        }
+    }
+
     fn left(&mut self) -> Vec<(&'static str, u64)> {
-        let keys = self.locks.values().map(Vec::len).sum::<usize>() as u64;
-        vec![("locks", keys), ("leases", self.leases.len() as u64)]
+        let (rests, keys): (Vec<_>, Vec<_>) =
+            self.locks.values().flatten().partition(|entry| entry.owner == NOBODY);
+        vec![
+            ("locks", keys.len() as u64),
+            ("locks without an owner", rests.len() as u64),
+            ("leases", self.leases.len() as u64),
+        ]
     }
 }

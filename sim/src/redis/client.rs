@@ -1,4 +1,6 @@
-//! The client's side: what `distlock-redis` keeps in mind of its claims, and how it reads pushes and answers.
+//! The client's side: what `distlock-redis` keeps in mind of its claims, and how it reads answers.
+
+mod push;
 
 use std::{
     collections::BTreeMap,
@@ -8,17 +10,17 @@ use std::{
 
 use distlock_core::{
     BackendError, Capabilities, Claim, FencingToken, Holder, Key, Lease, LossReason, Mode,
-    Occupancy, Owner, Renewal, Standing, simulation,
+    Occupancy, Owner, Renewal, Standing,
 };
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     scripts::{Answer, Asked},
-    server::{Grant, Push, Redis},
+    server::{Grant, Redis, Script},
 };
 use crate::{
     Bug,
-    net::{Cut, Heard, Link},
+    net::{Cut, Link},
 };
 
 const NAME: &str = "sim-redis";
@@ -51,143 +53,18 @@ struct Table {
 #[derive(Clone, Debug)]
 struct Place {
     claim: Claim,
-    asked: Instant,
     held: bool,
     ghost_until: Option<Instant>,
     /// What ties the server's clock to ours: the server's at a call, and ours before it.
     anchor: Option<(i64, Instant)>,
     suspect: bool,
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Backend {
     pub(crate) fn new(link: Link<Redis>, bug: Option<Bug>) -> Self {
         let (start, table) = (Instant::now(), Mutex::default());
         Self(Arc::new(Store { link, bug, start, table }))
-    }
-
-    /// Something came on the second connection.
-    pub(crate) fn hear(&self, heard: Heard<Push>) {
-        match heard {
-            Heard::Push(push) => self.push(push),
-            Heard::Lost => {
-                self.0.table().ahead = None;
-                self.recheck(|place| !place.held);
-            }
-            Heard::Resubscribed => self.recheck(|_| true),
-        }
-    }
-
-    fn recheck(&self, wanted: impl Fn(&Place) -> bool) {
-        let claims: Vec<_> = {
-            let table = self.0.table();
-            let wanted = table.places.values().filter(|place| wanted(place));
-            wanted.map(|place| place.claim.clone()).collect()
-        };
-        claims.iter().for_each(Claim::recheck);
-    }
-
-    fn push(&self, push: Push) {
-        let mut table = self.0.table();
-        match push {
-            Push::Granted { owner, server, grant, key } => {
-                drop(table);
-                self.granted(owner, server, grant, &key);
-            }
-            Push::Contended(owner) => {
-                let claim = table.places.get(&owner).map(|place| place.claim.clone());
-                drop(table);
-                if let Some(claim) = claim {
-                    claim.contend();
-                }
-            }
-            Push::Hold(owner) => {
-                let claim = table.suspect(owner);
-                drop(table);
-                if let Some(claim) = claim {
-                    claim.recheck();
-                }
-            }
-            Push::Lost(owner) => {
-                let place = table.places.remove(&owner);
-                drop(table);
-                if let Some(place) = place {
-                    place.claim.end(LossReason::Gone);
-                }
-            }
-        }
-    }
-
-    fn granted(&self, owner: Owner, server: i64, grant: Grant, key: &str) {
-        let now = Instant::now();
-        let ttl = millis(grant.ttl);
-        let mut table = self.0.table();
-        let Some(place) = table.places.get_mut(&owner) else {
-            drop(table);
-            return self.give_back_unknown(owner, key, ttl);
-        };
-        let claim = place.claim.clone();
-        let margin = (ttl / 100).max(Duration::from_millis(5));
-        let since = match self.0.bug {
-            Some(Bug::DeadlineFromPush) => Some(now),
-            _ => place.since(server, now),
-        };
-        match since.filter(|&since| now < since + ttl.saturating_sub(margin)) {
-            Some(since) => {
-                place.held = true;
-                drop(table);
-                if grant.awaited {
-                    claim.contend();
-                }
-                if !claim.grant(lease(&grant).with_since(since)) {
-                    self.give_back_unknown(owner, key, ttl);
-                }
-            }
-            None => {
-                place.suspect = true;
-                drop(table);
-                claim.recheck();
-            }
-        }
-    }
-
-    /// Sends a release in the background until it is answered.
-    fn give_back_unknown(&self, owner: Owner, key: &str, ttl: Duration) {
-        let (backend, key) = (self.clone(), key.to_owned());
-        let end = Instant::now() + ttl;
-        self.later(async move {
-            let mut pause = Duration::from_millis(16);
-            while backend.0.give_back(&key, owner, 0, 0).await.is_err()
-                && Instant::now() + pause < end
-            {
-                sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(512));
-            }
-        });
-    }
-
-    fn later(&self, task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(simulation::inherit(task));
-    }
-}
-
-impl Table {
-    fn suspect(&mut self, owner: Owner) -> Option<Claim> {
-        let place = self.places.get_mut(&owner)?;
-        place.suspect = true;
-        Some(place.claim.clone())
-    }
-}
-
-impl Place {
-    /// From when on our clock a grant runs that was made at a time of the server's clock.
-    fn since(&self, server: i64, now: Instant) -> Option<Instant> {
-        let Some((shown, local)) = self.anchor else { return Some(self.asked) };
-        let ahead = Duration::from_micros(u64::try_from(server.checked_sub(shown)?).ok()?);
-        let elapsed = now.saturating_duration_since(local);
-        if ahead > elapsed + elapsed / 100 {
-            return None;
-        }
-        Some((local + ahead - ahead / 100).min(now))
     }
 }
 
@@ -205,6 +82,30 @@ impl Store {
         ahead + micros(self.start.elapsed() + self.link.timeout())
     }
 
+    /// Runs a script, by its digest, and once more by its text if the server does not know it.
+    async fn run<T: Send + 'static>(
+        &self,
+        script: Script,
+        run: impl Fn(&mut Redis) -> T + Send + Sync + 'static,
+    ) -> Result<T, Cut> {
+        let run = Arc::new(run);
+        let until = Instant::now() + self.link.timeout();
+        for text in [false, true] {
+            let run = Arc::clone(&run);
+            let evaluate =
+                move |redis: &mut Redis| redis.evaluate(script, text, |redis| run(redis));
+            // A change is sent once: late, it would shorten a ttl that was extended since.
+            let reply = match script {
+                Script::Change => self.link.exchange_once(evaluate, until).await,
+                _ => self.link.exchange_until(evaluate, until).await,
+            };
+            if let Some(answer) = reply? {
+                return Ok(answer);
+            }
+        }
+        Err(Cut::Refused)
+    }
+
     fn asked(&self, claim: &Claim, join: bool, hears: bool) -> Asked {
         Asked {
             key: claim.key().as_str().to_owned(),
@@ -213,6 +114,7 @@ impl Store {
             ttl: ceil(claim.ttl()),
             size: claim.block().max(1),
             not_after: self.not_after(),
+            until: Instant::now() + self.link.timeout(),
             join,
             hears,
             place_ttl: ceil(PLACE_TTL),
@@ -226,11 +128,11 @@ impl Store {
             let mut table = self.table();
             let place = table.places.entry(owner).or_insert_with(|| Place {
                 claim: claim.clone(),
-                asked,
                 held: false,
                 ghost_until: None,
                 anchor: None,
                 suspect: false,
+                changing: Arc::default(),
             });
             place.suspect = false;
         }
@@ -240,7 +142,7 @@ impl Store {
         loop {
             let sent = Instant::now();
             let request = self.asked(claim, join, hears);
-            let reply = self.link.exchange(move |redis| redis.acquire(&request)).await;
+            let reply = self.run(Script::Acquire, move |redis| redis.acquire(&request)).await;
             let (answer, server) = match reply {
                 Ok(answer) => answer,
                 Err(cut) => {
@@ -326,7 +228,7 @@ impl Store {
         loop {
             let key = key.to_owned();
             let run = move |redis: &mut Redis| redis.release(&key, owner, process, used, rest);
-            match self.link.exchange(run).await {
+            match self.run(Script::Release, run).await {
                 // What it does not have any more, an earlier request that was cut off gave back.
                 Ok(gave) => return Ok(gave || cuts > 0),
                 Err(cut) if self.is_worth_repeating(cut, start, cuts + 1) => cuts += 1,
@@ -348,23 +250,30 @@ impl Store {
         }
         let sent = Instant::now();
         if known == Some(true) {
-            let renewed = self.link.exchange(move |redis| redis.renew(&key, owner)).await;
+            let renewed = self.run(Script::Renew, move |redis| redis.renew(&key, owner)).await;
             return Ok(match renewed.map_err(|cut| cut.error(NAME))? {
                 Some(grant) => self.held(claim, &grant),
                 None => self.gone(owner),
             });
         }
-        let poll = self.link.exchange(move |redis| redis.poll(&key, owner, ceil(PLACE_TTL))).await;
-        let (answer, server) = poll.map_err(|cut| cut.error(NAME))?;
+        let poll = move |redis: &mut Redis| redis.poll(&key, owner, ceil(PLACE_TTL));
+        let polled = self.run(Script::Poll, poll).await;
+        let (answer, server) = polled.map_err(|cut| cut.error(NAME))?;
         self.sample(server);
         Ok(self.stands(claim, answer, (server, sent)))
     }
 
     async fn change(&self, claim: &Claim) -> Result<Standing, BackendError> {
+        let changing =
+            self.table().places.get(&claim.owner()).map(|place| Arc::clone(&place.changing));
+        let _alone = match &changing {
+            Some(changing) => Some(changing.lock().await),
+            None => None,
+        };
         for _ in 0..LATE {
             let sent = Instant::now();
             let request = self.asked(claim, false, false);
-            let reply = self.link.exchange_once(move |redis| redis.change(&request)).await;
+            let reply = self.run(Script::Change, move |redis| redis.change(&request)).await;
             let (answer, server) = match reply {
                 Ok(answer) => answer,
                 Err(cut) => {
@@ -453,7 +362,7 @@ impl distlock_core::Backend for Backend {
 
     async fn inspect(&self, key: &Key) -> Result<Occupancy, BackendError> {
         let key = key.as_str().to_owned();
-        let found = self.0.link.exchange(move |redis| redis.inspect(&key)).await;
+        let found = self.0.run(Script::Inspect, move |redis| redis.inspect(&key)).await;
         let (holder, waiting) = found.map_err(|cut| cut.error(NAME))?;
         let holders = holder.into_iter().map(|(owner, token, left)| {
             let holder = Holder::new(Mode::Exclusive).expires_in(millis(left));

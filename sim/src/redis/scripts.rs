@@ -1,6 +1,7 @@
 //! The scripts of `distlock-redis`, as they are in Lua: each runs as one step.
 
 use distlock_core::Owner;
+use tokio::time::Instant;
 
 use super::server::{Grant, IDLE, Keys, PLACE_MAX, Place, Push, Redis, Value};
 use crate::Bug;
@@ -15,6 +16,8 @@ pub(super) struct Asked {
     pub(super) size: u32,
     /// In microseconds of the server's clock.
     pub(super) not_after: i64,
+    /// The same in truth, for the judge.
+    pub(super) until: Instant,
     pub(super) join: bool,
     pub(super) hears: bool,
     pub(super) place_ttl: i64,
@@ -130,6 +133,8 @@ impl Redis {
             self.harms += u64::from(self.keys(&asked.key).0.lock.is_some());
             return (Answer::Held(grant), us);
         }
+        self.changes(&asked.key, asked.until);
+        let (keys, us) = self.keys(&asked.key);
         let (ms, awaited) = (us / 1000, !keys.line.is_empty());
         if let Some((value, until)) = &mut keys.lock
             && value.owner == Some(asked.owner)
@@ -179,7 +184,7 @@ impl Redis {
     ) -> bool {
         let before = self.keys(key).0.identity();
         let released = self.give_back(key, owner, process, used, rest);
-        let others = before.filter(|(holder, _)| *holder != Some(owner));
+        let others = before.filter(|(holder, ..)| *holder != Some(owner));
         self.harms += u64::from(others.is_some() && self.keys(key).0.identity() != others);
         released
     }
@@ -187,6 +192,7 @@ impl Redis {
     /// Gives back the lock, or the place.
     fn give_back(&mut self, key: &str, owner: Owner, process: u32, used: u64, rest: i64) -> bool {
         let anybody = self.bug == Some(Bug::ReleaseOfAnybody);
+        let rest = if self.bug == Some(Bug::NoRest) { 0 } else { rest };
         let (keys, us) = self.keys(key);
         let ms = us / 1000;
         let held = keys.lock.as_ref().filter(|(value, _)| anybody || value.owner == Some(owner));
@@ -244,7 +250,9 @@ impl Redis {
         if let Some(grant) = self.renew(key, owner) {
             return Found::Held(grant);
         }
+        let ignores = self.bug == Some(Bug::StrangerIgnored);
         let (keys, us) = self.keys(key);
+        keys.lock.take_if(|(value, _)| ignores && value.stranger.is_some());
         let ms = us / 1000;
         let in_line = keys.line.iter().any(|(_, other)| *other == owner);
         let place = match keys.places.get_mut(&owner).filter(|_| in_line) {
@@ -323,6 +331,7 @@ impl Redis {
         last: Option<u64>,
     ) -> (u64, u64) {
         let counted = self.bug == Some(Bug::CountedTokens);
+        let wall = self.bug == Some(Bug::ClientWallClock);
         let (keys, us) = self.keys(key);
         let before = last.or(keys.fence.map(|(fence, _)| fence)).unwrap_or(0);
         let clock = if counted { 0 } else { u64::try_from(us).unwrap_or(0) };
@@ -330,9 +339,11 @@ impl Redis {
         let last = first + u64::from(size) - 1;
         let ms = us / 1000;
         keys.fence = Some((last, ms + ttl + IDLE));
-        let value = Value { owner: Some(owner), process, first, last, ttl };
+        // Clients whose wall clocks differ by up to half a ttl.
+        let ahead = if wall { ttl / 4 * (i64::from(process % 5) - 2) } else { 0 };
+        let value = Value { owner: Some(owner), stranger: None, process, first, last, ttl };
         keys.before = Some(value.clone());
-        keys.lock = Some((value, ms + ttl));
+        keys.lock = Some((value, ms + ttl + ahead));
         self.issued(key, first, last);
         (first, last)
     }
@@ -341,7 +352,9 @@ impl Redis {
     fn rest_of(&mut self, key: &str) -> i64 {
         let (keys, us) = self.keys(key);
         let Some((value, until)) = &mut keys.lock else { return 0 };
-        *until = (*until).min(us / 1000 + value.ttl);
+        if value.stranger.is_none() {
+            *until = (*until).min(us / 1000 + value.ttl);
+        }
         *until - us / 1000
     }
 }

@@ -1,10 +1,19 @@
 //! The server's data: what the keys of each lock hold, and until when by its wall clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use distlock_core::Owner;
+use tokio::time::Instant;
 
-use crate::{Bug, clock::Clock, net::Server, plan::Wound};
+use crate::{
+    Bug,
+    clock::Clock,
+    net::Server,
+    plan::{FENCE_RESET, LATE_CHANGE, Wound},
+};
 
 /// A place stays for no longer, in milliseconds.
 pub(super) const PLACE_MAX: i64 = 60_000;
@@ -20,9 +29,11 @@ pub(crate) struct Redis {
     pub(super) listening: BTreeSet<u32>,
     pub(super) pushes: Vec<(u32, Push)>,
     pub(super) bug: Option<Bug>,
+    /// Those it knows by their digest.
+    scripts: BTreeSet<Script>,
     /// The highest token of each key, whatever the server itself forgot.
     highest: BTreeMap<String, u64>,
-    resets: Vec<String>,
+    mishaps: Vec<(&'static str, String)>,
     /// How often a request changed a lock that was not its own to change.
     pub(super) harms: u64,
 }
@@ -45,8 +56,10 @@ pub(super) struct Keys {
 /// What stands in the lock's key.
 #[derive(Clone, Debug)]
 pub(super) struct Value {
-    /// None: the rest of a minimal hold.
+    /// None: the rest of a minimal hold, or what another library wrote.
     pub(super) owner: Option<Owner>,
+    /// Who wrote it, if it is none of ours.
+    pub(super) stranger: Option<Owner>,
     pub(super) process: u32,
     pub(super) first: u64,
     pub(super) last: u64,
@@ -61,6 +74,17 @@ pub(super) struct Place {
     pub(super) hears: bool,
     pub(super) ttl: i64,
     pub(super) size: u32,
+}
+
+/// One of the scripts.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Script {
+    Acquire,
+    Change,
+    Inspect,
+    Poll,
+    Release,
+    Renew,
 }
 
 /// A grant, as the server words it.
@@ -88,9 +112,10 @@ impl Redis {
             clock: Clock::new(1_700_000_000_000_000),
             locks: BTreeMap::new(),
             listening: BTreeSet::new(),
+            scripts: BTreeSet::new(),
             pushes: Vec::new(),
             highest: BTreeMap::new(),
-            resets: Vec::new(),
+            mishaps: Vec::new(),
             harms: 0,
         }
     }
@@ -117,9 +142,16 @@ impl Redis {
         let highest = self.highest.entry(key.to_owned()).or_default();
         // What a clock that is behind makes it repeat is not promised; what it repeats by itself is a bug.
         if first <= *highest && us <= *highest {
-            self.resets.push(key.to_owned());
+            self.mishaps.push((FENCE_RESET, key.to_owned()));
         }
         *highest = (*highest).max(last);
+    }
+
+    /// A change should not be carried out that its sender has given up, but a clock that was set back lets it pass.
+    pub(super) fn changes(&mut self, key: &str, until: Instant) {
+        if until + Duration::from_millis(10) < Instant::now() {
+            self.mishaps.push((LATE_CHANGE, key.to_owned()));
+        }
     }
 
     /// What was given back of the latest block may be used again.
@@ -127,6 +159,19 @@ impl Redis {
         if let Some(highest) = self.highest.get_mut(key).filter(|highest| **highest == last) {
             *highest = used;
         }
+    }
+
+    /// Runs a script if it is sent along, or known from before.
+    pub(super) fn evaluate<T>(
+        &mut self,
+        script: Script,
+        sent: bool,
+        run: impl FnOnce(&mut Self) -> T,
+    ) -> Option<T> {
+        if sent {
+            self.scripts.insert(script);
+        }
+        self.scripts.contains(&script).then(|| run(self))
     }
 
     pub(super) fn tell(&mut self, process: u32, push: Push) {
@@ -138,8 +183,8 @@ impl Redis {
 
 impl Keys {
     /// Whose lock it is, and which of the grants.
-    pub(super) fn identity(&self) -> Option<(Option<Owner>, u64)> {
-        self.lock.as_ref().map(|(value, _)| (value.owner, value.first))
+    pub(super) fn identity(&self) -> Option<(Option<Owner>, Option<Owner>, u64)> {
+        self.lock.as_ref().map(|(value, _)| (value.owner, value.stranger, value.first))
     }
 
     pub(super) fn forget_places(&mut self) {
@@ -155,8 +200,8 @@ impl Server for Redis {
         std::mem::take(&mut self.pushes)
     }
 
-    fn resets(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.resets)
+    fn mishaps(&mut self) -> Vec<(&'static str, String)> {
+        std::mem::take(&mut self.mishaps)
     }
 
     fn listens(&mut self, process: u32, listens: bool) {
@@ -173,7 +218,11 @@ impl Server for Redis {
             Wound::StepBack => self.clock.step(-seconds * 1_000_000),
             Wound::StepForward => self.clock.step(seconds * 100_000),
             Wound::Drift => self.clock.drift((amount % 18_001) as i64 - 9_000),
-            Wound::DataLoss => self.locks.clear(),
+            Wound::DataLoss => {
+                self.locks.clear();
+                self.scripts.clear();
+            }
+            Wound::Restart | Wound::ScriptFlush => self.scripts.clear(),
             Wound::ForceRelease => {
                 let holder = self.keys(key).0.lock.as_ref().and_then(|(value, _)| value.owner);
                 return holder.is_some_and(|owner| self.release(key, owner, 0, 0, 0));
@@ -194,18 +243,60 @@ impl Server for Redis {
     }
 
     fn replace(&mut self, by: Self) {
-        self.locks = by.locks;
+        (self.locks, self.scripts) = (by.locks, BTreeSet::new());
+    }
+
+    fn keeps(&mut self, key: &str, owner: Owner) -> Duration {
+        let (keys, us) = self.keys(key);
+        let lock = keys.lock.as_ref().filter(|(value, _)| value.owner == Some(owner));
+        // It ends when this millisecond is over.
+        let left = lock.map_or(0, |(_, until)| (until + 1) * 1000 - us);
+        self.clock.until(left)
+    }
+
+    fn holders(&mut self) -> Vec<(String, Owner)> {
+        let names: Vec<_> = self.locks.keys().cloned().collect();
+        let holder = |name: String| {
+            let owner = self.keys(&name).0.lock.as_ref().and_then(|(value, _)| value.owner)?;
+            Some((name, owner))
+        };
+        names.into_iter().filter_map(holder).collect()
+    }
+
+    /// `SET key value NX PX ttl`: it knows of no line, and of no fence.
+    fn lend(&mut self, key: &str, owner: Owner, ttl: Duration) -> bool {
+        let (keys, us) = self.keys(key);
+        if keys.lock.is_some() {
+            return false;
+        }
+        let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+        let (first, last) = (0, 0);
+        let value = Value { owner: None, stranger: Some(owner), process: 0, first, last, ttl };
+        keys.lock = Some((value, us / 1000 + ttl));
+        true
+    }
+
+    /// Deleted if it is still there. Nobody in the line is told.
+    fn take_back(&mut self, key: &str, owner: Owner) {
+        self.keys(key).0.lock.take_if(|(value, _)| value.stranger == Some(owner));
     }
 
     fn tick(&mut self) {}
 
     fn left(&mut self) -> Vec<(&'static str, u64)> {
-        let (mut locks, mut places) = (0, 0);
+        let (mut locks, mut rests, mut places) = (0, 0, 0);
         for key in self.locks.keys().cloned().collect::<Vec<_>>() {
             let (keys, _) = self.keys(&key);
-            locks += u64::from(keys.lock.is_some());
+            let owned = keys.lock.as_ref().map(|(value, _)| value.owner.is_some());
+            locks += u64::from(owned == Some(true));
+            rests += u64::from(owned == Some(false));
             places += keys.line.len().max(keys.places.len()) as u64;
         }
-        vec![("locks", locks), ("places", places), ("harmed locks", self.harms)]
+        vec![
+            ("locks", locks),
+            ("locks without an owner", rests),
+            ("places", places),
+            ("harmed locks", self.harms),
+        ]
     }
 }

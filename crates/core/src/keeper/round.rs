@@ -166,7 +166,8 @@ impl State {
                         self.terms.unconfirmed &= !due.changed;
                         tenure.extend(lease.since().map_or(sent, |since| since.min(sent)), granted);
                     } else {
-                        tenure.plan_renewal(sent, self.terms.ttl);
+                        // It did not move the deadline.
+                        tenure.retry_renewal(now, self.terms.ttl);
                     }
                     return Outcome::Renewed;
                 }

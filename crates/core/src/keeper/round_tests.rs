@@ -131,6 +131,19 @@ async fn an_answer_to_older_terms_does_not_raise_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_to_older_terms_is_followed_by_another_renewal_soon() {
+    let (claim, _) = held();
+    advance(Duration::from_secs(7)).await;
+    claim.state().terms.version = 1;
+    assert!(matches!(
+        answer(&claim, Instant::now(), Ok(Standing::Held(grant(7)))),
+        Outcome::Renewed
+    ));
+    let due = claim.state().due().unwrap() - Instant::now();
+    assert!(due < Duration::from_secs(1), "in {due:?}, and the lock ends in 2.9 s");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_over_stays_over() {
     let (claim, _) = held();
     claim.end(LossReason::Gone);
