@@ -1,0 +1,184 @@
+//! The worker processes, as the driver has them in hand.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use distlock_checker::{Event, Kind};
+use distlock_servers::net::wait_until;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{clock, scene::Scene, setup::Setup, worker::STOP};
+
+/// All worker processes.
+#[derive(Debug)]
+pub(crate) struct Crew {
+    /// The ways to the server, which the workers share among themselves.
+    urls: Vec<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The number of the last one.
+    last: u32,
+    members: Vec<Member>,
+    problems: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Member {
+    number: u32,
+    child: Child,
+}
+
+impl Crew {
+    pub(crate) fn new(urls: Vec<String>) -> Self {
+        Self { urls, state: Mutex::default() }
+    }
+
+    /// Starts another worker. It has a number that nobody had before.
+    pub(crate) fn start(&self, scene: &mut Scene) -> io::Result<()> {
+        let mut state = self.state();
+        state.last += 1;
+        let number = state.last;
+        let plan = &scene.plan;
+        let setup = Setup {
+            process: number,
+            url: self.urls[number as usize % self.urls.len()].clone(),
+            dir: scene.dir.clone(),
+            seed: scene.dice.roll(),
+            ttl: plan.ttl,
+            locks: plan.locks,
+            tasks: plan.tasks,
+            cohort_limit: [0, 2, 8, 32][scene.dice.below(4) as usize],
+            threads: [0, 0, 2][scene.dice.below(3) as usize],
+        };
+        let words = File::create(scene.dir.join(format!("process-{number}.log")))?;
+        let child = Command::new(env::current_exe()?)
+            .arg("worker")
+            .args(setup.to_words())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(words)
+            // Should the driver die while it is stopped, the kernel ends it: a group of its own has lost whoever could let it go on.
+            .process_group(0)
+            .spawn()?;
+        state.members.push(Member { number, child });
+        Ok(())
+    }
+
+    /// Stops a worker in the middle of whatever it does, for some time.
+    pub(crate) fn stop_one(&self, scene: &mut Scene) -> io::Result<()> {
+        let Some((number, pid)) = self.any(scene) else { return Ok(()) };
+        // Written down before it stops and after it goes on, so that nothing of it is outside.
+        scene.write(&Event::new(clock::now(), Kind::Stall).of(number, 0));
+        kill_process(pid, Signal::STOP)?;
+        let longest = (3 * scene.ttl()) >> scene.dice.below(4);
+        scene.pause(1, longest);
+        kill_process(pid, Signal::CONT)?;
+        scene.write(&Event::new(clock::now(), Kind::Resume).of(number, 0));
+        Ok(())
+    }
+
+    /// Kills a worker, and starts another one some time later.
+    pub(crate) fn kill_one(&self, scene: &mut Scene) -> io::Result<()> {
+        let Some((number, _)) = self.any(scene) else { return Ok(()) };
+        scene.fault("worker_killed", "");
+        let mut state = self.state();
+        let Some(index) = state.members.iter().position(|member| member.number == number) else {
+            return Ok(());
+        };
+        let mut member = state.members.swap_remove(index);
+        drop(state);
+        member.child.kill()?;
+        member.child.wait()?;
+        scene.write(&Event::new(clock::now(), Kind::Death).of(number, 0));
+        scene.pause(0, 1000);
+        self.start(scene)
+    }
+
+    /// Takes note of those that ended by themselves, which nobody may before the end.
+    pub(crate) fn look_after(&self, scene: &Scene) -> io::Result<()> {
+        let mut state = self.state();
+        let State { members, problems, .. } = &mut *state;
+        let mut ended = Vec::new();
+        for (index, member) in members.iter_mut().enumerate() {
+            if let Some(status) = member.child.try_wait()? {
+                problems.push(problem(scene, member.number, &status.to_string()));
+                ended.push(index);
+            }
+        }
+        for index in ended.into_iter().rev() {
+            members.swap_remove(index);
+        }
+        Ok(())
+    }
+
+    /// Tells all to end what they do, and waits for them. Who waits for a lock waits on, as long as it takes; who is there after `limit` is killed
+    /// without a word in the history, which then says that it waits for ever.
+    pub(crate) fn finish(&self, scene: &Scene, limit: Duration) -> io::Result<Vec<String>> {
+        let mut state = self.state();
+        let State { members, problems, .. } = &mut *state;
+        for member in &mut *members {
+            if let Some(pipe) = &mut member.child.stdin {
+                // Who is gone does not listen, and is told of below.
+                let _ = writeln!(pipe, "{STOP}");
+            }
+        }
+        let waited = wait_until("all workers have ended", limit, || {
+            let mut all = true;
+            for member in &mut *members {
+                all &= member.child.try_wait()?.is_some();
+            }
+            Ok(all)
+        });
+        for member in &mut *members {
+            match member.child.try_wait()? {
+                Some(status) if status.success() => {}
+                Some(status) => problems.push(problem(scene, member.number, &status.to_string())),
+                None => {
+                    member.child.kill()?;
+                    member.child.wait()?;
+                    let told = format!("it was still there after {limit:?}");
+                    problems.push(problem(scene, member.number, &told));
+                }
+            }
+        }
+        members.clear();
+        match waited {
+            Err(error) if error.kind() != io::ErrorKind::TimedOut => Err(error),
+            _ => Ok(std::mem::take(problems)),
+        }
+    }
+
+    fn any(&self, scene: &mut Scene) -> Option<(u32, Pid)> {
+        let state = self.state();
+        let member = state.members.get(scene.dice.below(state.members.len() as u64) as usize)?;
+        Some((member.number, Pid::from_child(&member.child)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        for member in &mut self.state().members {
+            let _ = (member.child.kill(), member.child.wait());
+        }
+    }
+}
+
+fn problem(scene: &Scene, number: u32, what: &str) -> String {
+    let log = fs::read_to_string(scene.dir.join(format!("process-{number}.log")));
+    let log = log.unwrap_or_default();
+    format!("worker {number}: {what}: {}", log.trim())
+}
