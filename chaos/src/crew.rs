@@ -74,32 +74,47 @@ impl Crew {
         Ok(())
     }
 
-    /// Stops a worker in the middle of whatever it does, for some time.
-    pub(crate) fn stop_one(&self, scene: &mut Scene) -> io::Result<()> {
-        let Some((number, pid)) = self.any(scene) else { return Ok(()) };
-        // Written down before it stops and after it goes on, so that nothing of it is outside.
-        scene.write(&Event::new(clock::now(), Kind::Stall).of(number, 0));
-        kill_process(pid, Signal::STOP)?;
+    /// Stops some workers in the middle of whatever they do, for some time: one, or as many as may be on one machine.
+    pub(crate) fn stop_some(&self, scene: &mut Scene) -> io::Result<()> {
+        let mut all: Vec<(u32, Pid)> = self.all();
+        let most = if scene.dice.chance(0.5) { 1 } else { all.len() as u64 / 2 };
+        let count = 1 + scene.dice.below(most);
+        let mut stopped = Vec::new();
+        for _ in 0..count {
+            if all.is_empty() {
+                break;
+            }
+            let (number, pid) = all.swap_remove(scene.dice.below(all.len() as u64) as usize);
+            // Written down before it stops and after it goes on, so that nothing of it is outside.
+            scene.write(&Event::new(clock::now(), Kind::Stall).of(number, 0));
+            kill_process(pid, Signal::STOP)?;
+            stopped.push((number, pid));
+        }
         let longest = (3 * scene.ttl()) >> scene.dice.below(4);
         scene.pause(1, longest);
-        kill_process(pid, Signal::CONT)?;
-        scene.write(&Event::new(clock::now(), Kind::Resume).of(number, 0));
+        for (number, pid) in stopped {
+            kill_process(pid, Signal::CONT)?;
+            scene.write(&Event::new(clock::now(), Kind::Resume).of(number, 0));
+        }
         Ok(())
     }
 
     /// Kills a worker, and starts another one some time later.
     pub(crate) fn kill_one(&self, scene: &mut Scene) -> io::Result<()> {
-        let Some((number, _)) = self.any(scene) else { return Ok(()) };
+        let all = self.all();
+        let Some((number, _)) = all.get(scene.dice.below(all.len() as u64) as usize) else {
+            return Ok(());
+        };
         scene.fault("worker_killed", "");
         let mut state = self.state();
-        let Some(index) = state.members.iter().position(|member| member.number == number) else {
+        let Some(index) = state.members.iter().position(|member| member.number == *number) else {
             return Ok(());
         };
         let mut member = state.members.swap_remove(index);
         drop(state);
         member.child.kill()?;
         member.child.wait()?;
-        scene.write(&Event::new(clock::now(), Kind::Death).of(number, 0));
+        scene.write(&Event::new(clock::now(), Kind::Death).of(*number, 0));
         scene.pause(0, 1000);
         self.start(scene)
     }
@@ -158,10 +173,9 @@ impl Crew {
         }
     }
 
-    fn any(&self, scene: &mut Scene) -> Option<(u32, Pid)> {
-        let state = self.state();
-        let member = state.members.get(scene.dice.below(state.members.len() as u64) as usize)?;
-        Some((member.number, Pid::from_child(&member.child)))
+    fn all(&self) -> Vec<(u32, Pid)> {
+        let pid = |member: &Member| (member.number, Pid::from_child(&member.child));
+        self.state().members.iter().map(pid).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

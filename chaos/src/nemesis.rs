@@ -96,7 +96,7 @@ fn harry(crew: &Crew, scene: &mut Scene, over: &AtomicBool) -> io::Result<()> {
         scene.pause(PAUSE.0, PAUSE.1);
         crew.look_after(scene)?;
         match scene.dice.chance(0.7) {
-            true => crew.stop_one(scene)?,
+            true => crew.stop_some(scene)?,
             false => crew.kill_one(scene)?,
         }
     }

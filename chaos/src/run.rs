@@ -52,12 +52,12 @@ pub(crate) fn run(plan: &Plan, dir: &Path) -> io::Result<Outcome> {
     thread::sleep(CALM);
     crew.look_after(&scene)?;
     let problems = crew.finish(&scene, BOUND)?;
-    look_around(&*store, &scene)?;
-    verdict::look(&plan, &decks, dir, problems)
+    let left = look_around(&*store, &scene)?;
+    verdict::look(&plan, &decks, dir, left, problems)
 }
 
 /// When everybody is gone, and what the dead had has ended, nothing is to be left.
-fn look_around(store: &dyn Store, scene: &Scene) -> io::Result<()> {
+fn look_around(store: &dyn Store, scene: &Scene) -> io::Result<Vec<(&'static str, u64)>> {
     let mut left = store.left()?;
     let limit = ENDS + scene.plan.longest_ttl() * 2;
     let gone = wait_until("nothing is left", limit, || {
@@ -70,10 +70,10 @@ fn look_around(store: &dyn Store, scene: &Scene) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::TimedOut => return Err(error),
         _ => {}
     }
-    for (name, count) in left {
-        scene.write(&Event::new(clock::now(), Kind::Left).name(name).value(count));
+    for (name, count) in &left {
+        scene.write(&Event::new(clock::now(), Kind::Left).name(*name).value(*count));
     }
-    Ok(())
+    Ok(left)
 }
 
 /// An empty folder for a run.

@@ -147,11 +147,13 @@ impl Task {
         guard.is_held().then(|| Look { t, d: self.shared.anchor.of(deadline) })
     }
 
-    /// Most work is quick: it is the rest that makes others wait.
+    /// Most work is quick; some takes longer than a lease.
     fn length(&mut self) -> Duration {
-        let longest = self.shared.setup.ttl * 2;
-        let shift = self.dice.below(8) as u32;
-        self.dice.time(longest / (1 << shift))
+        let longest = match self.dice.chance(0.04) {
+            true => self.shared.setup.ttl * 2,
+            false => Duration::from_millis(20),
+        };
+        self.dice.time(longest)
     }
 
     /// So long nobody looks at a guard.
@@ -161,7 +163,7 @@ impl Task {
 
     /// From the look at the guard to the resource it takes some time: if the process stops here, what it knew is old when it goes on.
     async fn on_the_way(&mut self, guard: &Guard) -> Option<LossReason> {
-        let longest = match self.dice.chance(0.25) {
+        let longest = match self.dice.chance(0.1) {
             true => self.step(),
             false => Duration::from_millis(4),
         };

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::Path, time::Duration};
 
-use distlock_checker::{Check, Rules, Verdict, judge};
+use distlock_checker::{Rules, Verdict, judge};
 
 use crate::{
     journal,
@@ -32,6 +32,8 @@ pub(crate) struct Outcome {
     plan: Plan,
     pub(crate) verdict: Verdict,
     pub(crate) audit: Audit,
+    /// What was there at the end, as it is in the history too.
+    left: Vec<(&'static str, u64)>,
     /// What is wrong beside the history.
     pub(crate) problems: Vec<String>,
 }
@@ -41,6 +43,7 @@ pub(crate) fn look(
     plan: &Plan,
     decks: &Decks,
     dir: &Path,
+    left: Vec<(&'static str, u64)>,
     mut problems: Vec<String>,
 ) -> io::Result<Outcome> {
     let mut history = journal::read(dir)?;
@@ -49,7 +52,7 @@ pub(crate) fn look(
     if 0 < audit.gated.stale {
         problems.push(format!("{} stale writes behind the gate", audit.gated.stale));
     }
-    Ok(Outcome { plan: plan.clone(), verdict, audit, problems })
+    Ok(Outcome { plan: plan.clone(), verdict, audit, left, problems })
 }
 
 fn rules(plan: &Plan, decks: &Decks) -> Rules {
@@ -65,7 +68,7 @@ fn rules(plan: &Plan, decks: &Decks) -> Rules {
     rules.bound = Some(BOUND);
     rules.leaks_looked_for = true;
     let seconds = plan.faulty.as_secs();
-    (rules.grants, rules.contended, rules.losses) = (3 * seconds, seconds, seconds.div_ceil(10));
+    (rules.grants, rules.contended, rules.losses) = (2 * seconds, seconds, seconds.div_ceil(20));
     let wounds = decks.harmless.iter().chain(&decks.fatal).map(|wound| wound.name());
     rules.faults =
         wounds.chain(["stall", "worker_killed"]).map(|name| (name.to_owned(), 1)).collect();
@@ -80,7 +83,7 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { plan, verdict, audit, problems } = self;
+        let Self { plan, verdict, audit, left, problems } = self;
         let figures = &verdict.figures;
         writeln!(
             f,
@@ -127,10 +130,12 @@ impl fmt::Display for Outcome {
             "  documented negatives, of faults that no lock on such a store survives: {}",
             if negatives.is_empty() { "none".to_owned() } else { negatives.join(", ") }
         )?;
-        writeln!(f, "  left at the end: {} kinds of things", verdict.count(Check::Leak))?;
+        let left: Vec<String> =
+            left.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        writeln!(f, "  left at the end: {}", left.join(", "))?;
         writeln!(
             f,
-            "  after the last fault everybody was served within {:?}, 99 of 100 within {:?}",
+            "  after the last fault everybody was served within {:.2?}, 99 of 100 within {:.2?}",
             figures.longest_wait, figures.p99_wait
         )?;
         for finding in &verdict.violations {

@@ -155,3 +155,21 @@ fn requests_in_one_packet_are_told_apart() {
     assert!(matches!(nested, Reply::Array(list) if list.len() == 3));
     assert_eq!(proxy.count("LRANGE"), 1);
 }
+
+#[test]
+fn what_was_ordered_does_not_happen_after_the_heal_and_the_past_can_be_forgotten() {
+    let (_server, proxy, mut connection) = start();
+    proxy.drop_reply(1, "INCR");
+    proxy.delay(Direction::ToServer, Duration::from_secs(600));
+    proxy.refuse(true);
+    proxy.blackhole(true);
+    proxy.heal();
+    assert_eq!(connection.command(&["INCR", "n"]).unwrap(), Reply::Integer(1));
+    let mut other = Connection::tcp(proxy.port()).unwrap();
+    assert_eq!(other.command(&["INCR", "n"]).unwrap(), Reply::Integer(2));
+    assert_eq!(proxy.count("INCR"), 2);
+    proxy.forget();
+    assert_eq!(proxy.count("INCR"), 0);
+    assert_eq!(other.command(&["INCR", "n"]).unwrap(), Reply::Integer(3));
+    assert_eq!(proxy.count("INCR"), 1);
+}

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use distlock_checker::{Event, Kind};
+use distlock_checker::{Check, Event, Kind};
 use distlock_servers::process::temp_dir;
 
 use super::*;
@@ -62,7 +62,7 @@ fn judged(events: &[Event], tokens: &[u64]) -> Outcome {
     drop(Ledger::open(&dir, 0).unwrap());
     let lines: String = tokens.iter().map(|token| format!("{token}\n")).collect();
     fs::write(dir.join("gated-0"), lines).unwrap();
-    let outcome = look(&plan(), &decks(), &dir, Vec::new()).unwrap();
+    let outcome = look(&plan(), &decks(), &dir, Vec::new(), Vec::new()).unwrap();
     fs::remove_dir_all(dir).unwrap();
     outcome
 }
