@@ -55,8 +55,8 @@ impl Plan {
         let least = if dice.chance(0.1) { 24 } else { 8 };
         let workers = least + dice.below(9) as u32;
         let ttl = match backend {
-            // Whole seconds, and longer than an election.
-            Backend::Etcd => 1000 * (3 + dice.below(4)),
+            // Whole seconds: shorter and longer than an election with what follows it.
+            Backend::Etcd => 1000 * (2 + dice.below(3)),
             _ => 1000 + dice.below(1500),
         };
         Self {
