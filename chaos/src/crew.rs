@@ -36,6 +36,8 @@ struct State {
 struct Member {
     number: u32,
     child: Child,
+    /// Who stopped it lets it go on, before anything else becomes of it.
+    stopped: bool,
 }
 
 impl Crew {
@@ -70,51 +72,54 @@ impl Crew {
             // Should the driver die while it is stopped, the kernel ends it: a group of its own has lost whoever could let it go on.
             .process_group(0)
             .spawn()?;
-        state.members.push(Member { number, child });
+        state.members.push(Member { number, child, stopped: false });
         Ok(())
     }
 
     /// Stops some workers in the middle of whatever they do, for some time: one, or as many as may be on one machine.
     pub(crate) fn stop_some(&self, scene: &mut Scene) -> io::Result<()> {
-        let mut all: Vec<(u32, Pid)> = self.all();
-        let most = if scene.dice.chance(0.5) { 1 } else { all.len() as u64 / 2 };
-        let count = 1 + scene.dice.below(most);
-        let mut stopped = Vec::new();
-        for _ in 0..count {
-            if all.is_empty() {
-                break;
-            }
-            let (number, pid) = all.swap_remove(scene.dice.below(all.len() as u64) as usize);
-            // Written down before it stops and after it goes on, so that nothing of it is outside.
-            scene.write(&Event::new(clock::now(), Kind::Stall).of(number, 0));
-            kill_process(pid, Signal::STOP)?;
-            stopped.push((number, pid));
+        let mut state = self.state();
+        let mut chosen: Vec<&mut Member> = state.members.iter_mut().collect();
+        let most = if scene.dice.chance(0.5) { 1 } else { chosen.len() as u64 / 2 };
+        let count = 1 + scene.dice.below(most) as usize;
+        while count < chosen.len() {
+            chosen.swap_remove(scene.dice.below(chosen.len() as u64) as usize);
         }
-        let longest = (3 * scene.ttl()) >> scene.dice.below(4);
-        scene.pause(1, longest);
-        for (number, pid) in stopped {
-            kill_process(pid, Signal::CONT)?;
-            scene.write(&Event::new(clock::now(), Kind::Resume).of(number, 0));
+        for member in chosen {
+            // Written down before it stops and after it goes on, so that nothing of it is outside.
+            scene.write(&Event::new(clock::now(), Kind::Stall).of(member.number, 0));
+            kill_process(member.pid(), Signal::STOP)?;
+            member.stopped = true;
+        }
+        drop(state);
+        // Long enough to lose what they had, or just long enough for something to come late.
+        let ttl = scene.ttl();
+        match scene.dice.chance(0.5) {
+            true => scene.pause(ttl, 3 * ttl),
+            false => scene.pause(1, ttl),
+        }
+        for member in self.state().members.iter_mut().filter(|member| member.stopped) {
+            kill_process(member.pid(), Signal::CONT)?;
+            member.stopped = false;
+            scene.write(&Event::new(clock::now(), Kind::Resume).of(member.number, 0));
         }
         Ok(())
     }
 
     /// Kills a worker, and starts another one some time later.
     pub(crate) fn kill_one(&self, scene: &mut Scene) -> io::Result<()> {
-        let all = self.all();
-        let Some((number, _)) = all.get(scene.dice.below(all.len() as u64) as usize) else {
-            return Ok(());
-        };
-        scene.fault("worker_killed", "");
         let mut state = self.state();
-        let Some(index) = state.members.iter().position(|member| member.number == *number) else {
+        let running = |index: &usize| !state.members[*index].stopped;
+        let running: Vec<usize> = (0..state.members.len()).filter(running).collect();
+        let Some(index) = running.get(scene.dice.below(running.len() as u64) as usize) else {
             return Ok(());
         };
-        let mut member = state.members.swap_remove(index);
+        let mut member = state.members.swap_remove(*index);
         drop(state);
+        scene.fault("worker_killed", "");
         member.child.kill()?;
         member.child.wait()?;
-        scene.write(&Event::new(clock::now(), Kind::Death).of(*number, 0));
+        scene.write(&Event::new(clock::now(), Kind::Death).of(member.number, 0));
         scene.pause(0, 1000);
         self.start(scene)
     }
@@ -173,13 +178,14 @@ impl Crew {
         }
     }
 
-    fn all(&self) -> Vec<(u32, Pid)> {
-        let pid = |member: &Member| (member.number, Pid::from_child(&member.child));
-        self.state().members.iter().map(pid).collect()
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Member {
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who does the harm: one to the servers and networks, one to the workers.
+//! Who does the harm: one to the servers and networks, one who stops workers, and one who kills them.
 
 use std::{
     io,
@@ -20,13 +20,36 @@ const PAUSE: (u64, u64) = (200, 2000);
 /// however long that takes.
 pub(crate) fn rage(store: &dyn Store, crew: &Crew, scene: &mut Scene) -> io::Result<()> {
     let over = AtomicBool::new(false);
-    let mut other = scene.fork();
+    let (mut stops, mut kills) = (scene.fork(), scene.fork());
     thread::scope(|scope| {
-        let workers = scope.spawn(|| guarded(&mut other, |scene| harry(crew, scene, &over)));
+        let goes_on = |scene: &Scene| !over.load(Ordering::Relaxed) && !scene.has_failed();
+        let stopper = scope.spawn(move || {
+            guarded(&mut stops, |scene| {
+                while goes_on(scene) {
+                    scene.pause(PAUSE.0, PAUSE.1);
+                    crew.stop_some(scene)?;
+                }
+                Ok(())
+            })
+        });
+        let killer = scope.spawn(move || {
+            guarded(&mut kills, |scene| {
+                while goes_on(scene) {
+                    // Each death costs a ttl, in which nothing else happens to that lock.
+                    scene.pause(PAUSE.0, 5 * PAUSE.1);
+                    crew.look_after(scene)?;
+                    crew.kill_one(scene)?;
+                }
+                Ok(())
+            })
+        });
         let servers = guarded(scene, |scene| strike(store, scene));
         over.store(true, Ordering::Relaxed);
-        let workers = workers.join().map_err(|_| io::Error::other("it panicked"))?;
-        servers.and(workers)
+        let join = |thread: thread::ScopedJoinHandle<'_, io::Result<()>>| {
+            thread.join().map_err(|_| io::Error::other("it panicked"))?
+        };
+        let (stopper, killer) = (join(stopper), join(killer));
+        servers.and(stopper).and(killer)
     })
 }
 
@@ -88,17 +111,4 @@ fn shuffled(scene: &mut Scene, wounds: &[Wound]) -> Vec<Wound> {
         deck.swap(last, scene.dice.below(last as u64 + 1) as usize);
     }
     deck
-}
-
-/// Stops and kills workers.
-fn harry(crew: &Crew, scene: &mut Scene, over: &AtomicBool) -> io::Result<()> {
-    while !over.load(Ordering::Relaxed) && !scene.has_failed() {
-        scene.pause(PAUSE.0, PAUSE.1);
-        crew.look_after(scene)?;
-        match scene.dice.chance(0.7) {
-            true => crew.stop_some(scene)?,
-            false => crew.kill_one(scene)?,
-        }
-    }
-    Ok(())
 }
