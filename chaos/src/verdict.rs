@@ -68,7 +68,7 @@ fn rules(plan: &Plan, decks: &Decks) -> Rules {
     rules.bound = Some(BOUND);
     rules.leaks_looked_for = true;
     let seconds = plan.faulty.as_secs();
-    (rules.grants, rules.contended, rules.losses) = (2 * seconds, seconds, seconds.div_ceil(60));
+    (rules.grants, rules.contended, rules.losses) = (seconds, seconds / 2, seconds.div_ceil(60));
     let wounds = decks.harmless.iter().chain(&decks.fatal).map(|wound| wound.name());
     rules.faults =
         wounds.chain(["stall", "worker_killed"]).map(|name| (name.to_owned(), 1)).collect();

@@ -12,7 +12,7 @@ const SECOND: u64 = 1_000_000_000;
 const LOCK: &str = "chaos/0";
 
 fn plan() -> Plan {
-    let mut plan = Plan::draw(Backend::Redis, 1, Duration::from_secs(2));
+    let mut plan = Plan::draw(Backend::Redis, 1, Duration::from_secs(10));
     plan.ttl = Duration::from_secs(1);
     plan
 }
