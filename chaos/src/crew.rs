@@ -61,6 +61,7 @@ impl Crew {
             tasks: plan.tasks,
             cohort_limit: [0, 2, 8, 32][scene.dice.below(4) as usize],
             threads: [0, 0, 2][scene.dice.below(3) as usize],
+            hurry: plan.hurry,
         };
         let words = File::create(scene.dir.join(format!("process-{number}.log")))?;
         let child = Command::new(env::current_exe()?)

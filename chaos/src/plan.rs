@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     pub(crate) tasks: u32,
     pub(crate) locks: usize,
     pub(crate) ttl: Duration,
+    /// Nearly all work is quick, so that locks pass from hand to hand as fast as they can.
+    pub(crate) hurry: bool,
 }
 
 impl Backend {
@@ -67,6 +69,7 @@ impl Plan {
             tasks: 3 + dice.below(3) as u32,
             locks: 2 + dice.below(3) as usize,
             ttl: Duration::from_millis(ttl),
+            hurry: dice.chance(0.5),
         }
     }
 

@@ -19,11 +19,14 @@ pub(crate) struct Setup {
     pub(crate) cohort_limit: u32,
     /// Threads of its runtime; 0 is a runtime in one thread.
     pub(crate) threads: usize,
+    /// Nearly all its work is quick.
+    pub(crate) hurry: bool,
 }
 
 impl Setup {
     pub(crate) fn to_words(&self) -> Vec<String> {
-        let Self { process, url, dir, seed, ttl, locks, tasks, cohort_limit, threads } = self;
+        let Self { process, url, dir, seed, ttl, locks, tasks, cohort_limit, threads, hurry } =
+            self;
         vec![
             format!("process={process}"),
             format!("url={url}"),
@@ -34,6 +37,7 @@ impl Setup {
             format!("tasks={tasks}"),
             format!("cohort_limit={cohort_limit}"),
             format!("threads={threads}"),
+            format!("hurry={}", u8::from(*hurry)),
         ]
     }
 
@@ -56,6 +60,7 @@ impl Setup {
             tasks: small("tasks")?,
             cohort_limit: small("cohort_limit")?,
             threads: small("threads")? as usize,
+            hurry: number("hurry")? == 1,
         })
     }
 }
@@ -81,6 +86,7 @@ mod tests {
             tasks: 4,
             cohort_limit: 0,
             threads: 2,
+            hurry: true,
         };
         assert_eq!(Setup::parse(&setup.to_words()), Ok(setup));
         assert!(Setup::parse(&["process=x".to_owned()]).is_err());

@@ -52,7 +52,11 @@ impl Task {
     /// Works until the process is told to stop.
     pub(crate) async fn run(mut self) {
         while !self.is_stopping() {
-            let longest = if self.dice.chance(0.05) { 1000 } else { 60 };
+            let longest = match (self.dice.chance(0.05), self.shared.setup.hurry) {
+                (true, _) => 1000,
+                (false, true) => 10,
+                (false, false) => 60,
+            };
             sleep(self.dice.time(Duration::from_millis(longest))).await;
             self.once().await;
         }
@@ -149,9 +153,10 @@ impl Task {
 
     /// Most work is quick; some takes longer than a lease.
     fn length(&mut self) -> Duration {
-        let longest = match self.dice.chance(0.04) {
+        let (share, usual) = if self.shared.setup.hurry { (0.003, 2) } else { (0.04, 20) };
+        let longest = match self.dice.chance(share) {
             true => self.shared.setup.ttl * 2,
-            false => Duration::from_millis(20),
+            false => Duration::from_millis(usual),
         };
         self.dice.time(longest)
     }
@@ -163,9 +168,10 @@ impl Task {
 
     /// From the look at the guard to the resource it takes some time: if the process stops here, what it knew is old when it goes on.
     async fn on_the_way(&mut self, guard: &Guard) -> Option<LossReason> {
-        let longest = match self.dice.chance(0.1) {
+        let share = if self.shared.setup.hurry { 0.01 } else { 0.1 };
+        let longest = match self.dice.chance(share) {
             true => self.step(),
-            false => Duration::from_millis(4),
+            false => Duration::from_millis(1),
         };
         timeout(self.dice.time(longest), guard.lost()).await.ok()
     }

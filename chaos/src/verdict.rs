@@ -87,11 +87,12 @@ impl fmt::Display for Outcome {
         let figures = &verdict.figures;
         writeln!(
             f,
-            "{}, seed {}: {} workers with {} tasks each, {} locks of {:?}, faults for {:?}, {:.0} s in all",
+            "{}, seed {}: {} workers with {} tasks each{}, {} locks of {:?}, faults for {:?}, {:.0} s in all",
             plan.backend.name(),
             plan.seed,
             plan.workers,
             plan.tasks,
+            if plan.hurry { " in a hurry" } else { "" },
             plan.locks,
             plan.ttl,
             plan.faulty,
