@@ -1,6 +1,6 @@
 //! One Redis that keeps its data, behind networks that fail, with a clock that can be set.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::Duration};
 
 use distlock_servers::{
     proxy::{Direction, Matcher, Proxy},
@@ -11,7 +11,7 @@ use crate::{
     plan::Plan,
     scene::Scene,
     shim::WallClock,
-    store::{FENCE_RESET, Store, Wound, keys, unknown},
+    store::{FENCE_RESET, Store, UNSETTLED, Wound, keys, unknown},
 };
 
 /// Each with some of the workers behind it.
@@ -113,7 +113,7 @@ impl Store for Redis {
                 self.forget(scene);
                 self.server.restart()?;
                 // Who asks the empty server first may come late.
-                scene.fault(wound.name(), "");
+                scene.fault(UNSETTLED, "");
             }
             Wound::Delayed => {
                 let way = match scene.dice.chance(0.5) {
@@ -123,7 +123,7 @@ impl Store for Redis {
                 let (network, time) = (self.network(scene), scene.dice.time(scene.plan.ttl / 2));
                 network.delay(way, time);
                 scene.pause(1, ttl);
-                network.delay(way, std::time::Duration::ZERO);
+                network.delay(way, Duration::ZERO);
             }
             Wound::Deleted => {
                 keys::delete(scene, wound, |key| self.server.command(&["DEL", key]))?;
