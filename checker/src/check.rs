@@ -24,6 +24,7 @@ pub fn judge(history: &mut History, rules: &Rules) -> Verdict {
         faults: Faults::new(history, &scan, &rules.excuses, nanos(rules.reach)),
         fence_faults: Faults::new(history, &scan, &rules.fence_excuses, nanos(rules.reach)),
         tolerance: nanos(rules.tolerance),
+        starvation: nanos(rules.starvation),
         history,
         scan: &scan,
         verdict,
@@ -45,6 +46,7 @@ struct Judge<'a> {
     faults: Faults,
     fence_faults: Faults,
     tolerance: u64,
+    starvation: u64,
     verdict: Verdict,
 }
 
@@ -209,8 +211,10 @@ impl Judge<'_> {
                 && enter < exit
             {
                 let from = before.start.min(session.start);
-                let paused = [before.p, session.p];
-                if paused.iter().any(|p| self.scan.stalled(*p, from, enter)) {
+                let stalled = |of: &Session| self.scan.stalled(of.p, from, enter);
+                // What it knew was over, and it had no time to look.
+                let starved = |of: &Session| of.end <= enter && enter - of.end < self.starvation;
+                if [before, session].into_iter().any(|of| stalled(of) || starved(of)) {
                     self.verdict.figures.paused_overlaps += 1;
                 } else {
                     let from = before.invoke.min(session.invoke);
@@ -357,14 +361,14 @@ impl Judge<'_> {
             let text = "the faults never end".to_owned();
             return self.report(Check::Vacuity, false, self.scan.last, 0, text);
         };
-        let mut longest = 0;
+        let mut waits = Vec::new();
         for acquire in &self.scan.acquires {
             if acquire.dead || acquire.done.is_some_and(|done| done < heal) {
                 continue;
             }
             let since = acquire.invoke.max(heal);
             let wait = acquire.done.unwrap_or(self.scan.last) - since;
-            longest = longest.max(wait);
+            waits.push(wait);
             let problem = match acquire.done {
                 None => "still waits at the end of the history",
                 Some(_) if nanos(bound) < wait => "waited for too long",
@@ -373,7 +377,11 @@ impl Judge<'_> {
             let text = format!("who asked at {:.6} s {problem}", seconds(acquire.invoke));
             self.report(Check::Liveness, false, since + wait, acquire.k, text);
         }
-        self.verdict.figures.longest_wait = Duration::from_nanos(longest);
+        waits.sort_unstable();
+        let wait = |index: usize| Duration::from_nanos(waits.get(index).copied().unwrap_or(0));
+        let figures = &mut self.verdict.figures;
+        figures.longest_wait = wait(waits.len().saturating_sub(1));
+        figures.p99_wait = wait((waits.len() * 99).div_ceil(100).saturating_sub(1));
     }
 
     fn vacuity(&mut self, rules: &Rules) {

@@ -11,6 +11,9 @@ pub struct Rules {
     /// A guard is asked and written down in the same moment, and so is every rise of its deadline, so that nothing excuses one that is believed in after its
     /// deadline, or that comes back to life. Not so where a process may be stopped in between.
     pub exact: bool,
+    /// So long a process that has the machine not for itself may not get to run, unnoticed: work overlaps as if it had been stopped, if one of the
+    /// two guards said before that it is over. Zero where time is simulated.
+    pub starvation: Duration,
     /// So long after the heal, or its own start, an acquisition may take. None: not judged.
     pub bound: Option<Duration>,
     /// Faults after which the store may give a lock to a second holder: what they explain is counted, and is no violation.
@@ -36,6 +39,7 @@ impl Default for Rules {
         Self {
             tolerance: Duration::from_millis(10),
             exact: false,
+            starvation: Duration::ZERO,
             bound: None,
             excuses: Vec::new(),
             reach: Duration::ZERO,

@@ -71,6 +71,8 @@ pub struct Figures {
     pub paused_overlaps: u64,
     /// The longest wait that began before the heal or after, counted from the heal at the earliest.
     pub longest_wait: Duration,
+    /// Of these waits, what 99 of 100 do not exceed.
+    pub p99_wait: Duration,
     /// From the first event to the last.
     pub span: Duration,
 }

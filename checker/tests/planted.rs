@@ -284,6 +284,28 @@ fn a_broken_promise_that_somebody_saw_is_found() {
 }
 
 #[test]
+fn work_that_goes_on_for_want_of_a_processor_is_borne_as_long_as_is_said() {
+    // 4 has it until 700, and works until 750; 5 comes at 720.
+    let history = |from: u64| {
+        let mut events = clean();
+        events.extend(hold(4, 390, 400, 750, 8).into_iter().take(5));
+        events.push(event(750, 4, Kind::Lost));
+        events.extend(hold(5, 690, from, 800, 9));
+        events
+    };
+    let mut rules = rules();
+    rules.tolerance = Duration::from_millis(100);
+    assert_eq!(verdict(&history(720), &rules).count(Check::Work), 1);
+    rules.starvation = Duration::from_millis(30);
+    let borne = verdict(&history(720), &rules);
+    assert!(borne.is_clean(), "{borne}");
+    assert_eq!(borne.figures.paused_overlaps, 1);
+    assert_eq!(verdict(&history(740), &rules).count(Check::Work), 1, "it had the time to look");
+    let held = verdict(&history(690), &rules);
+    assert_eq!(held.count(Check::Work), 1, "its guard said that it is held: {held}");
+}
+
+#[test]
 fn what_is_left_behind_is_found() {
     let mut events = clean();
     events.push(Event::new(901 * MS, Kind::Left).name("places").value(2));

@@ -199,6 +199,21 @@ impl Proxy {
         self.shared.state().connections.len()
     }
 
+    /// Nothing of what was ordered happens any more: no losses, delays and refusals, no black hole. Open connections stay as they are.
+    pub fn heal(&self) {
+        let mut state = self.shared.state();
+        state.rules.clear();
+        (state.delay_to_client, state.delay_to_server) = (Duration::ZERO, Duration::ZERO);
+        (state.drop_messages, state.refuse, state.slice) = (false, false, 0);
+        drop(state);
+        self.blackhole(false);
+    }
+
+    /// Forgets the requests seen so far: they are kept for [`count`](Self::count) and the like, and a long run has many.
+    pub fn forget(&self) {
+        self.shared.state().requests.clear();
+    }
+
     /// How many requests that match arrived at the proxy, delivered or not.
     #[must_use]
     pub fn count(&self, matcher: impl Into<Matcher>) -> usize {

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     net::{free_port, wait_until},
-    process::{Process, temp_dir},
+    process::{Process, find, temp_dir},
     resp::{Connection, Reply},
 };
 
@@ -53,7 +53,15 @@ impl RedisServer {
     /// [`io::ErrorKind::NotFound`] if Redis is not installed, saying how to get it. Otherwise what
     /// the server wrote before it gave up.
     pub fn start(args: &[&str]) -> io::Result<Self> {
-        Self::launch("redis", |port, _| {
+        Self::start_with_env(args, &[])
+    }
+
+    /// As [`start`](Self::start), with `NAME=VALUE` in its environment.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_env(args: &[&str], env: &[String]) -> io::Result<Self> {
+        Self::launch_with_env("redis", env, |port, _| {
             let port = port.to_string();
             Ok([&["--port", &port], args].concat().into_iter().map(str::to_owned).collect())
         })
@@ -62,6 +70,14 @@ impl RedisServer {
     /// Starts a server whose arguments depend on its port and its folder.
     pub(crate) fn launch(
         name: &str,
+        args: impl Fn(u16, &Path) -> io::Result<Vec<String>>,
+    ) -> io::Result<Self> {
+        Self::launch_with_env(name, &[], args)
+    }
+
+    fn launch_with_env(
+        name: &str,
+        env: &[String],
         args: impl Fn(u16, &Path) -> io::Result<Vec<String>>,
     ) -> io::Result<Self> {
         let mut tried = Ok(());
@@ -75,7 +91,7 @@ impl RedisServer {
             let password = args
                 .windows(2)
                 .find_map(|pair| (pair[0] == "--requirepass").then(|| pair[1].clone()));
-            let process = Process::start("redis-server", &args, dir)?;
+            let process = start_process(env, args, dir)?;
             let server = Self { port, process, password };
             tried = server.wait_ready();
             match &tried {
@@ -252,6 +268,16 @@ impl fmt::Debug for RedisServer {
 }
 
 const SOCKET: &str = "socket";
+
+fn start_process(env: &[String], args: Vec<String>, dir: PathBuf) -> io::Result<Process> {
+    const PROGRAM: &str = "redis-server";
+    if env.is_empty() {
+        return Process::start(PROGRAM, &args, dir);
+    }
+    let program = find(PROGRAM)?.display().to_string();
+    // It becomes the server, and keeps the process id.
+    Process::start("env", &[env.to_vec(), vec![program], args].concat(), dir)
+}
 
 fn common_args(dir: &Path) -> Vec<String> {
     let dir = dir.display().to_string();

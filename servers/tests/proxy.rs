@@ -196,3 +196,21 @@ fn slices_are_put_together_again() {
     assert_eq!(connection.command(&["ECHO", &long]).unwrap(), text(&long));
     assert_eq!(proxy.count("ECHO"), 1);
 }
+
+#[test]
+fn what_was_ordered_does_not_happen_after_the_heal_and_the_past_can_be_forgotten() {
+    let (_server, proxy, mut connection) = start();
+    proxy.drop_reply(1, "INCR");
+    proxy.delay(Direction::ToServer, Duration::from_secs(600));
+    proxy.refuse(true);
+    proxy.blackhole(true);
+    proxy.heal();
+    assert_eq!(connection.command(&["INCR", "n"]).unwrap(), Reply::Integer(1));
+    let mut other = Connection::tcp(proxy.port()).unwrap();
+    assert_eq!(other.command(&["INCR", "n"]).unwrap(), Reply::Integer(2));
+    assert_eq!(proxy.count("INCR"), 2);
+    proxy.forget();
+    assert_eq!(proxy.count("INCR"), 0);
+    assert_eq!(other.command(&["INCR", "n"]).unwrap(), Reply::Integer(3));
+    assert_eq!(proxy.count("INCR"), 1);
+}

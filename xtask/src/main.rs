@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a command line tool talks on its standard output")]
 
 mod bench;
+mod chaos;
 mod install;
 mod lint;
 mod manifest;
@@ -43,7 +44,10 @@ cargo xtask COMMAND
                       --history FILE
   zoo [SEEDS]         put the bugs of other libraries into the simulation; each has to be caught
   interleavings       let threads meet in thousands of orders at core's claims, guards and lines
-  ci                  lint, simulation, test: what CI runs
+  chaos [ARGS]        many processes on real servers under fire: --backend redis|
+                      redis-cluster|redis-sentinel|etcd, --seconds N, --seed S,
+                      --workers W, --history DIR; without arguments a minute of each
+  ci                  lint, simulation, interleavings, fire drill, test: what CI runs
 ";
 
 fn main() -> ExitCode {
@@ -60,16 +64,18 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: &str, args: &[String]) -> Result {
-    let takes_args = matches!(command, "bench" | "sim" | "test" | "zoo");
+    let takes_args = matches!(command, "bench" | "chaos" | "sim" | "test" | "zoo");
     if let (false, Some(arg)) = (takes_args, args.first()) {
         return Err(format!("`{command}` takes no arguments, but got `{arg}`\n\n{USAGE}").into());
     }
     match command {
         "bench" => bench::bench(args),
+        "chaos" => Steps::all(|steps| chaos::chaos(steps, args)),
         "ci" => Steps::all(|steps| {
             lint::lint(steps)?;
             // Before the tests: it is quick, and tells more.
             sim::seeds(steps)?;
+            chaos::drill(steps)?;
             test::test(steps, &[])
         }),
         "down" => updown::down(),

@@ -1,6 +1,6 @@
 //! fred's clients as we use them: nothing reconnected, nothing repeated, everything limited.
 
-use std::{cmp, time::Duration};
+use std::{cmp, future::pending, time::Duration};
 
 use fred::{
     clients::Client,
@@ -67,9 +67,20 @@ pub(super) struct Router {
 impl Router {
     /// Connects the client and has it answer a PING.
     pub(super) async fn start(client: &Client, limit: Duration) -> Result<Self, LinkError> {
+        Self::start_unless(client, limit, pending()).await
+    }
+
+    /// As [`start`](Self::start), unless something happens before.
+    pub(super) async fn start_unless(
+        client: &Client,
+        limit: Duration,
+        happens: impl Future<Output = LinkError> + Send,
+    ) -> Result<Self, LinkError> {
         let mut router = Self { task: client.connect() };
         // fred's own report of success can be the one of an earlier connection; an answer is not.
         let error = tokio::select! {
+            biased;
+            error = happens => error,
             error = router.ended() => error,
             pong = timeout(limit, ping(client, limit)) => match pong {
                 Ok(Ok(_)) => return Ok(router),

@@ -58,9 +58,20 @@ async fn reconnect(core: &Core, router: Router) -> Router {
     router.stop().await;
     let mut backoff = Backoff::default();
     loop {
-        match Router::start(&core.client, core.connect_timeout).await {
+        // What is being connected to when another primary is announced may be the old one: frozen so far, and about to go on.
+        let mut switches = core.switches.subscribe();
+        let switched = async {
+            // It cannot fail: we own the sender.
+            let _ = switches.changed().await;
+            LinkError::Disconnected { reason: "another primary was announced".into(), sent: false }
+        };
+        match Router::start_unless(&core.client, core.connect_timeout, switched).await {
             Ok(router) => {
                 core.set_health(Health::Up);
+                // That forgot what was announced in the last moment.
+                if switches.has_changed().unwrap_or(false) {
+                    core.demote();
+                }
                 return router;
             }
             Err(error) => core.set_health(Health::Down(error)),

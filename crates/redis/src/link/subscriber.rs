@@ -108,8 +108,9 @@ pub(super) async fn watch_sentinels(core: Arc<Core>, ping_interval: Duration) {
                 // `<name> <old host> <old port> <new host> <new port>`
                 Event::Message(message) => {
                     if message.split(|&byte| byte == b' ').next() == Some(master.as_bytes()) {
-                        core.demote();
+                        // First the count: whoever connects meanwhile forgets the other, and looks at it.
                         core.switches.send_modify(|count| *count += 1);
+                        core.demote();
                     }
                 }
                 Event::Missed => backoff = Backoff::default(),

@@ -56,6 +56,44 @@ async fn a_switch_is_followed_as_soon_as_it_is_announced() {
     .await;
 }
 
+/// The old primary takes commands for some ten seconds more, until the sentinels make it a replica: they would be lost.
+#[tokio::test]
+async fn a_frozen_primary_that_goes_on_is_not_connected_to_after_a_switch() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let (old, new) = (&group.servers()[0], &group.servers()[1]);
+    // Attempts to connect to what is frozen are longer than the pauses between them.
+    let limit = Duration::from_millis(1500);
+    let settings = LinkConfig { request_timeout: limit, ..settings(&group) };
+    let (link, _ears) = connect_whole(settings).await;
+    wait_at(&link, old).await;
+    old.stop().unwrap();
+    let switches = || *link.core().switches.borrow();
+    let announced = async {
+        while switches() == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let asks = async {
+        loop {
+            let _ = tokio::join!(port(&link), port(&link), port(&link));
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = within(announced) => {}
+        () = asks => {}
+    }
+    old.cont().unwrap();
+    let gone = bulk(&old.port().to_string());
+    let end = Instant::now() + 2 * limit;
+    while Instant::now() < end {
+        let reply = port(&link).await;
+        assert!(!matches!(&reply, Ok(Reply::Array(words)) if words[1] == gone), "at the old one");
+        sleep(Duration::from_millis(5)).await;
+    }
+    wait_at(&link, new).await;
+}
+
 #[tokio::test]
 async fn a_dead_primary_is_replaced() {
     let group = RedisSentinel::start(&[]).unwrap();
