@@ -33,7 +33,7 @@ pub fn judge(history: &mut History, rules: &Rules) -> Verdict {
     judge.holds();
     judge.writes();
     judge.beliefs(rules.exact);
-    judge.inside(rules.exact);
+    judge.inside(rules.rises);
     judge.leaks(rules);
     judge.liveness(rules);
     judge.vacuity(rules);
@@ -323,9 +323,9 @@ impl Judge<'_> {
     }
 
     /// What only those see who see both sides, or all that a guard ever said.
-    fn inside(&mut self, exact: bool) {
+    fn inside(&mut self, rises: bool) {
         let scan = self.scan;
-        for revival in scan.revivals.iter().filter(|_| exact) {
+        for revival in scan.revivals.iter().filter(|_| rises) {
             let Belief { k, p, d, t, what } = *revival;
             let text = format!("a guard of process {p} {what} {:?} after its end", since(d, t));
             self.report(Check::Late, false, t, k, text);

@@ -8,9 +8,10 @@ use std::time::Duration;
 pub struct Rules {
     /// So much later than the deadline a running process may be told of the loss.
     pub tolerance: Duration,
-    /// A guard is asked and written down in the same moment, and so is every rise of its deadline, so that nothing excuses one that is believed in after its
-    /// deadline, or that comes back to life. Not so where a process may be stopped in between.
+    /// A guard is asked at the moment that is written down, or after it, so that nothing excuses one that is believed in after its deadline.
     pub exact: bool,
+    /// Every rise of a deadline is written down, so that nothing excuses a guard that comes back to life. Not so where renewals go on unseen.
+    pub rises: bool,
     /// So long a process that has the machine not for itself may not get to run, unnoticed: work overlaps as if it had been stopped, if one of the
     /// two guards said before that it is over. Zero where time is simulated.
     pub starvation: Duration,
@@ -39,6 +40,7 @@ impl Default for Rules {
         Self {
             tolerance: Duration::from_millis(10),
             exact: false,
+            rises: false,
             starvation: Duration::ZERO,
             bound: None,
             excuses: Vec::new(),

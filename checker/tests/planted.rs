@@ -237,7 +237,7 @@ fn a_guard_that_comes_back_to_life_is_found_where_every_rise_is_written_down() {
     events.push(event(241, 3, Kind::Step).deadline(400 * MS));
     finds(&events, &[]);
     let mut rules = rules();
-    rules.exact = true;
+    rules.rises = true;
     assert_eq!(verdict(&events, &rules).count(Check::Late), 1);
     // It rose in time.
     events.push(event(239, 3, Kind::Step).deadline(400 * MS));

@@ -90,7 +90,7 @@ pub fn run_plan(store: Store, plan: Plan, seed: u64) -> Outcome {
     });
     let mut rules = Rules::default().excusing(Wound::fatal());
     rules.fence_excuses.push(FENCE_RESET.to_owned());
-    rules.exact = true;
+    (rules.exact, rules.rises) = (true, true);
     rules.bound = Some(bound(&plan));
     // Some ask for twice the usual ttl.
     rules.reach = plan.ttl * 2;

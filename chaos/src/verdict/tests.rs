@@ -82,6 +82,22 @@ fn a_good_run_is_clean() {
 }
 
 #[test]
+fn a_guard_that_was_renewed_unseen_is_no_violation_and_one_that_is_believed_in_too_long_is() {
+    let step =
+        |t: u64, deadline: u64| Event::new(t, Kind::Step).of(1, 1).key(LOCK).deadline(deadline);
+    let until = 21 * SECOND;
+    let renewed = found(|events| events.push(step(20 * SECOND + 1, until + SECOND)));
+    assert!(renewed.is_clean(), "{renewed}");
+    let short = found(|events| {
+        events.push(step(20 * SECOND + 1, 20 * SECOND + 2));
+        events.push(step(20 * SECOND + 3, until));
+    });
+    assert!(short.is_clean(), "it was renewed between two looks: {short}");
+    let late = found(|events| events.push(step(20 * SECOND + 3, 20 * SECOND + 2)));
+    assert_eq!(late.verdict.count(Check::Late), 1, "{late}");
+}
+
+#[test]
 fn a_second_holder_is_a_violation_unless_the_data_were_lost_between() {
     let second = |events: &mut Vec<Event>| {
         let mut rival = hold(20, 7);
