@@ -196,10 +196,21 @@ impl Core {
         matches!(*self.health.borrow(), Health::Closed)
     }
 
+    /// There is another primary: whatever is being connected to, or was, is not it.
+    pub(super) fn announce(&self) {
+        // First the count: whoever connects meanwhile forgets the other, and looks at it.
+        self.switches.send_modify(|count| *count += 1);
+        self.demote();
+    }
+
     /// Has the keeper look for the primary.
     pub(super) fn demote(&self) {
         self.demoted.store(true, Ordering::Relaxed);
         self.wake.notify_one();
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_demoted(&self) -> bool {

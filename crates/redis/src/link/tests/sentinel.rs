@@ -94,6 +94,73 @@ async fn a_frozen_primary_that_goes_on_is_not_connected_to_after_a_switch() {
     wait_at(&link, new).await;
 }
 
+/// The sentinel that such a client has.
+fn lonely(group: &RedisSentinel) -> (LinkConfig, &RedisServer) {
+    let sentinel = &group.sentinels()[0];
+    let topology = Topology::Sentinel {
+        sentinels: vec![Endpoint::new("127.0.0.1", sentinel.port())],
+        master: RedisSentinel::MASTER.to_owned(),
+        username: None,
+        password: None,
+    };
+    (LinkConfig { topology, ..settings(group) }, sentinel)
+}
+
+/// Nobody can subscribe to what the sentinel announces, and those who have are cut off. The
+/// sentinels still hear each other.
+fn silence(sentinel: &RedisServer) {
+    let words = ["ACL", "SETUSER", "default", "resetchannels", "&__sentinel__:hello"];
+    assert_eq!(sentinel.command(&words).unwrap(), "OK");
+    sentinel.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).unwrap();
+}
+
+/// Another server becomes the primary. The old one is not told: it remains what it was, and so do
+/// its connections.
+async fn switch_in_silence(group: &RedisSentinel) {
+    let (old, new) = (&group.servers()[0], &group.servers()[1]);
+    let words = ["ACL", "SETUSER", "default", "-slaveof", "-replicaof"];
+    assert_eq!(old.command(&words).unwrap(), "OK");
+    let [sentinel, ..] = group.sentinels() else { panic!("there are three") };
+    sentinel.command(&["SENTINEL", "FAILOVER", RedisSentinel::MASTER]).unwrap();
+    until("the sentinel names the new primary", || group.master().unwrap().port() == new.port())
+        .await;
+    assert_eq!(old.info("role").unwrap(), "master");
+}
+
+async fn follow_what_was_not_heard(link: &Link, group: &RedisSentinel) {
+    let (old, new) = (&group.servers()[0], &group.servers()[1]);
+    wait_at(link, old).await;
+    assert_eq!(*link.core().switches.borrow(), 0, "it was heard");
+    let sentinel = &group.sentinels()[0];
+    assert_eq!(sentinel.command(&["ACL", "SETUSER", "default", "allchannels"]).unwrap(), "OK");
+    wait_at(link, new).await;
+    wait_works(link).await;
+    assert_eq!(old.info("role").unwrap(), "master", "it was told by the old one");
+}
+
+#[tokio::test]
+async fn a_switch_before_the_sentinels_are_watched_is_followed() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let (settings, sentinel) = lonely(&group);
+    silence(sentinel);
+    let (link, _ears) = connect_whole(settings).await;
+    switch_in_silence(&group).await;
+    follow_what_was_not_heard(&link, &group).await;
+}
+
+#[tokio::test]
+async fn a_switch_while_the_sentinels_are_not_watched_is_followed() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let (settings, sentinel) = lonely(&group);
+    let (link, _ears) = connect_whole(settings).await;
+    let watched = || sentinel.command(&["CLIENT", "LIST"]).unwrap().contains(" sub=1 ");
+    until("the sentinel is watched", watched).await;
+    silence(sentinel);
+    until("it is not watched any more", || !watched()).await;
+    switch_in_silence(&group).await;
+    follow_what_was_not_heard(&link, &group).await;
+}
+
 #[tokio::test]
 async fn a_dead_primary_is_replaced() {
     let group = RedisSentinel::start(&[]).unwrap();
