@@ -70,13 +70,16 @@ pub(super) async fn locate(core: &Core, turn: usize) -> Result<Option<Server>, L
     let frame = client.with_options(&options).custom_raw(name, words).await;
     router.stop().await;
     match Reply::from_frame(frame.map_err(LinkError::at_start)?)? {
-        Reply::Array(words) => Ok(address(&words)),
+        Reply::Array(words) => match words.as_slice() {
+            [Reply::Bulk(host), Reply::Bulk(port)] => Ok(address(host, port)),
+            _ => Ok(None),
+        },
         _ => Ok(None),
     }
 }
 
-fn address(words: &[Reply]) -> Option<Server> {
-    let [Reply::Bulk(host), Reply::Bulk(port)] = words else { return None };
+/// A server by host and port, as sentinels write them.
+pub(super) fn address(host: &[u8], port: &[u8]) -> Option<Server> {
     let text = |bytes| std::str::from_utf8(bytes).ok();
     Some(Server::new(text(host)?, text(port)?.parse().ok()?))
 }

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{
     LinkError, Listener, Reply,
-    client::{Router, build_sentinel, build_subscriber, differ, locate, ping},
+    client::{Router, address, build_sentinel, build_subscriber, differ, locate, ping},
     core::Core,
     keeper::{Backoff, random},
 };
@@ -110,8 +110,12 @@ pub(super) async fn watch_sentinels(core: Arc<Core>, ping_interval: Duration) {
         let session = session.run(|event| match event {
             // `<name> <old host> <old port> <new host> <new port>`
             Event::Message(message) => {
-                if message.split(|&byte| byte == b' ').next() == Some(master.as_bytes()) {
-                    core.announce();
+                let words: Vec<_> = message.split(|&byte| byte == b' ').collect();
+                if words[0] == master.as_bytes() {
+                    core.announce(match words[1..] {
+                        [_, _, host, port] => address(host, port),
+                        _ => None,
+                    });
                 }
             }
             Event::Missed => {
@@ -146,7 +150,7 @@ async fn make_up(core: &Core, turn: usize, missed: &Notify) -> Infallible {
         // Who is still connecting may have asked too early.
         let moved = |at| differ(&named, &at);
         if !core.is_up() || core.client.sentinel_primary().is_some_and(moved) {
-            core.announce();
+            core.announce(None);
         }
     }
 }

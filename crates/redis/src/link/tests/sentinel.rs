@@ -120,10 +120,14 @@ async fn switch_in_silence(group: &RedisSentinel) {
     let (old, new) = (&group.servers()[0], &group.servers()[1]);
     let words = ["ACL", "SETUSER", "default", "-slaveof", "-replicaof"];
     assert_eq!(old.command(&words).unwrap(), "OK");
-    let [sentinel, ..] = group.sentinels() else { panic!("there are three") };
-    sentinel.command(&["SENTINEL", "FAILOVER", RedisSentinel::MASTER]).unwrap();
-    until("the sentinel names the new primary", || group.master().unwrap().port() == new.port())
-        .await;
+    group.sentinels()[0].command(&["SENTINEL", "FAILOVER", RedisSentinel::MASTER]).unwrap();
+    // The driver asks another one each time.
+    let words = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", RedisSentinel::MASTER];
+    let named = format!("127.0.0.1\n{}", new.port());
+    until("all sentinels name the new primary", || {
+        group.sentinels().iter().all(|sentinel| sentinel.command(&words).unwrap() == named)
+    })
+    .await;
     assert_eq!(old.info("role").unwrap(), "master");
 }
 
@@ -159,6 +163,34 @@ async fn a_switch_while_the_sentinels_are_not_watched_is_followed() {
     until("it is not watched any more", || !watched()).await;
     switch_in_silence(&group).await;
     follow_what_was_not_heard(&link, &group).await;
+}
+
+/// The driver asks any sentinel, which may not have heard yet of what another one announced.
+#[tokio::test]
+async fn a_sentinel_that_is_behind_does_not_send_us_back() {
+    let group = RedisSentinel::start(&[]).unwrap();
+    let (old, new) = (&group.servers()[0], &group.servers()[1]);
+    let (settings, sentinel) = lonely(&group);
+    let (link, _ears) = connect_whole(settings).await;
+    until("the sentinel is watched", || {
+        sentinel.command(&["CLIENT", "LIST"]).unwrap().contains(" sub=1 ")
+    })
+    .await;
+    let listeners = || group.servers().iter().chain(&group.sentinels()[1..]);
+    for listener in listeners() {
+        let words = ["ACL", "SETUSER", "default", "-publish", "-slaveof", "-replicaof"];
+        // Only the old primary must refuse to be told; a sentinel does not even know the command.
+        let words = if listener.port() == old.port() { &words[..] } else { &words[..4] };
+        assert_eq!(listener.command(words).unwrap(), "OK");
+    }
+    sentinel.command(&["SENTINEL", "FAILOVER", RedisSentinel::MASTER]).unwrap();
+    until("it is announced", || *link.core().switches.borrow() == 1).await;
+    for listener in listeners() {
+        assert_eq!(listener.command(&["ACL", "SETUSER", "default", "+publish"]).unwrap(), "OK");
+    }
+    wait_at(&link, new).await;
+    assert_eq!(old.info("role").unwrap(), "master", "it was told by the old one");
+    assert_eq!(*link.core().switches.borrow(), 1, "it was told twice");
 }
 
 #[tokio::test]
