@@ -1,8 +1,9 @@
 //! Sentinels: the primary changes.
 
 use distlock_servers::redis::{RedisSentinel, RedisServer};
+use fred::types::config::Server;
 
-use super::*;
+use super::{super::client::differ, *};
 
 fn settings(group: &RedisSentinel) -> LinkConfig {
     let topology = Topology::Sentinel {
@@ -191,6 +192,54 @@ async fn a_sentinel_that_is_behind_does_not_send_us_back() {
     wait_at(&link, new).await;
     assert_eq!(old.info("role").unwrap(), "master", "it was told by the old one");
     assert_eq!(*link.core().switches.borrow(), 1, "it was told twice");
+}
+
+/// One that is wrong for good must not keep us from working.
+#[tokio::test]
+async fn a_sentinel_that_contradicts_the_others_is_heeded_once() {
+    let (group, other) = (RedisSentinel::start(&[]).unwrap(), RedisSentinel::start(&[]).unwrap());
+    let (first, odd) = (&group.sentinels()[0], &other.sentinels()[0]);
+    let topology = Topology::Sentinel {
+        sentinels: [first, odd]
+            .map(|sentinel| Endpoint::new("127.0.0.1", sentinel.port()))
+            .to_vec(),
+        master: RedisSentinel::MASTER.to_owned(),
+        username: None,
+        password: None,
+    };
+    let (link, _ears) = connect_whole(LinkConfig { topology, ..settings(&group) }).await;
+    // The driver asks the first one and those whom it knows; which one is watched is left to chance.
+    until("the odd one is watched", || {
+        first.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).unwrap();
+        *link.core().switches.borrow() != 0
+    })
+    .await;
+    wait_at(&link, &group.servers()[0]).await;
+    // Long enough for many, if each brought the next.
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        let _ = incr(&link, "n", Attempts::Repeatable).await;
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(*link.core().switches.borrow(), 1, "to and fro");
+    wait_at(&link, &group.servers()[0]).await;
+}
+
+#[test]
+fn servers_are_compared_where_that_is_possible() {
+    let server = |host| Server::new(host, 6379);
+    for (one, other, expected) in [
+        ("10.0.0.1", "10.0.0.1", false),
+        ("10.0.0.1", "10.0.0.2", true),
+        ("::1", "0:0:0:0:0:0:0:1", false),
+        ("one.example", "ONE.example", false),
+        ("one.example", "two.example", true),
+        ("one.example", "10.0.0.1", false),
+    ] {
+        assert_eq!(differ(&server(one), &server(other)), expected, "{one} {other}");
+        assert_eq!(differ(&server(other), &server(one)), expected, "{other} {one}");
+    }
+    assert!(differ(&Server::new("10.0.0.1", 1), &Server::new("10.0.0.1", 2)));
 }
 
 #[tokio::test]
