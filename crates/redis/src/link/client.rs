@@ -1,6 +1,6 @@
 //! fred's clients as we use them: nothing reconnected, nothing repeated, everything limited.
 
-use std::{cmp, future::pending, time::Duration};
+use std::{cmp, future::pending, net::IpAddr, time::Duration};
 
 use fred::{
     clients::Client,
@@ -13,7 +13,7 @@ use fred::{
 };
 use tokio::time::timeout;
 
-use super::{LinkConfig, LinkError, core::Core};
+use super::{LinkConfig, LinkError, Reply, core::Core};
 
 /// Commands that may wait to be written; more are refused.
 const QUEUE: usize = 65_536;
@@ -40,7 +40,7 @@ pub(super) fn build_subscriber(core: &Core, turn: usize) -> Client {
     single(config, limited(core), core.backlog)
 }
 
-/// A client to listen to a sentinel with, and the name of the primary that matters.
+/// A client to listen to a sentinel with, or to ask it, and the name of the primary that matters.
 pub(super) fn build_sentinel(core: &Core, turn: usize) -> Option<(Client, String)> {
     let mut config = core.client.client_config();
     let ServerConfig::Sentinel { hosts, service_name, username, password } = config.server else {
@@ -57,6 +57,42 @@ pub(super) async fn ping(client: &Client, limit: Duration) -> Result<Resp3Frame,
     let options = Options { timeout: Some(limit), ..Options::default() };
     let name = CustomCommand::new_static("PING", ClusterHash::Random, false);
     client.with_options(&options).custom_raw(name, Vec::<Value>::new()).await
+}
+
+/// Asks a sentinel where the primary is, on a connection of its own: where one is subscribed, nothing
+/// can be asked.
+pub(super) async fn locate(core: &Core, turn: usize) -> Result<Option<Server>, LinkError> {
+    let Some((client, master)) = build_sentinel(core, turn) else { return Ok(None) };
+    let router = Router::start(&client, core.connect_timeout).await?;
+    let options = Options { timeout: Some(core.request_timeout), ..Options::default() };
+    let name = CustomCommand::new_static("SENTINEL", ClusterHash::Random, false);
+    let words = vec!["GET-MASTER-ADDR-BY-NAME".to_owned(), master];
+    let frame = client.with_options(&options).custom_raw(name, words).await;
+    router.stop().await;
+    match Reply::from_frame(frame.map_err(LinkError::at_start)?)? {
+        Reply::Array(words) => match words.as_slice() {
+            [Reply::Bulk(host), Reply::Bulk(port)] => Ok(address(host, port)),
+            _ => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}
+
+/// A server by host and port, as sentinels write them.
+pub(super) fn address(host: &[u8], port: &[u8]) -> Option<Server> {
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    Some(Server::new(text(host)?, text(port)?.parse().ok()?))
+}
+
+/// Whether these are two servers, as sentinels name them. Whether a name and an address are, nobody
+/// can tell.
+pub(super) fn differ(one: &Server, other: &Server) -> bool {
+    let ip = |server: &Server| server.host.parse::<IpAddr>().ok();
+    match (ip(one), ip(other)) {
+        (Some(this), Some(that)) => (this, one.port) != (that, other.port),
+        (None, None) => !one.host.eq_ignore_ascii_case(&other.host) || one.port != other.port,
+        _ => false,
+    }
 }
 
 /// The driver's task for one client. Dropping it closes the client's connections.

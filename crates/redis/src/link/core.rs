@@ -1,14 +1,17 @@
 //! What the link and its tasks share: the client and what is known about it.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use fred::{
     clients::{Client, WithOptions},
     error::Error,
-    interfaces::ClientLike,
+    interfaces::{ClientLike, ServerInterface},
     types::{
         Resp3Frame,
         config::{Options, Server},
@@ -19,10 +22,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Attempts, LinkConfig, LinkError, Reply, script::Command};
+use super::{Attempts, LinkConfig, LinkError, Reply, client::differ, script::Command};
 
 /// So many timeouts in a row make the connection suspect.
 const SUSPECT: u32 = 2;
+
+/// So long a sentinel may not have heard what another one announced: they tell each other every two
+/// seconds.
+const NEWS: Duration = Duration::from_secs(5);
 
 /// The command connection, as far as the keeper knows.
 #[derive(Clone, Debug)]
@@ -56,6 +63,8 @@ pub(super) struct Core {
     pub(super) wake: Notify,
     /// Counts what the sentinels say about new primaries.
     pub(super) switches: watch::Sender<u64>,
+    /// The primary that was announced last, and when.
+    announced: Mutex<Option<(Server, Instant)>>,
 }
 
 impl Core {
@@ -82,6 +91,7 @@ impl Core {
             demoted: AtomicBool::new(false),
             wake: Notify::new(),
             switches: watch::Sender::new(0),
+            announced: Mutex::new(None),
         }
     }
 
@@ -196,10 +206,34 @@ impl Core {
         matches!(*self.health.borrow(), Health::Closed)
     }
 
+    /// There is another primary: whatever is being connected to, or was, is not it. If a sentinel has
+    /// only just learned of it, this one is expected.
+    pub(super) fn announce(&self, news: Option<Server>) {
+        if let Some(primary) = news {
+            let news = Some((primary, Instant::now()));
+            *self.announced.lock().unwrap_or_else(PoisonError::into_inner) = news;
+        }
+        // First the count: whoever connects meanwhile forgets the other, and looks at it.
+        self.switches.send_modify(|count| *count += 1);
+        self.demote();
+    }
+
+    /// Whether a sentinel that has not heard the news sent us to another server than the primary.
+    pub(super) fn is_misled(&self) -> bool {
+        let announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((primary, heard)) = &*announced else { return false };
+        let at = self.client.sentinel_primary();
+        heard.elapsed() < NEWS && at.is_some_and(|at| differ(primary, &at))
+    }
+
     /// Has the keeper look for the primary.
     pub(super) fn demote(&self) {
         self.demoted.store(true, Ordering::Relaxed);
         self.wake.notify_one();
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_demoted(&self) -> bool {

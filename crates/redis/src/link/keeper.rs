@@ -24,13 +24,17 @@ const SEARCH: Duration = Duration::from_secs(1);
 /// Replaces the connection whenever it ends or does not answer, until the link is closed.
 pub(super) async fn keep(core: Arc<Core>, mut router: Router) {
     let mut connected = Instant::now();
+    let mut switches = *core.switches.borrow();
     loop {
         tokio::select! {
             _ = router.ended() => {}
             () = core.wake.notified() => {
                 if core.is_demoted() {
-                    // A server that stays read-only must not cost a connection per command.
-                    sleep_until(connected + SEARCH).await;
+                    // A server that stays read-only must not cost a connection per command. What
+                    // sentinels tell is rare, and each moment at the old primary too long.
+                    if *core.switches.borrow() == switches {
+                        sleep_until(connected + SEARCH).await;
+                    }
                 } else if !core.is_suspect() || is_answering(&core).await {
                     continue;
                 }
@@ -39,6 +43,7 @@ pub(super) async fn keep(core: Arc<Core>, mut router: Router) {
         if core.is_closed() {
             return;
         }
+        switches = *core.switches.borrow();
         router = reconnect(&core, router).await;
         connected = Instant::now();
     }
@@ -66,6 +71,13 @@ async fn reconnect(core: &Core, router: Router) -> Router {
             LinkError::Disconnected { reason: "another primary was announced".into(), sent: false }
         };
         match Router::start_unless(&core.client, core.connect_timeout, switched).await {
+            Ok(router) if core.is_misled() => {
+                router.stop().await;
+                core.set_health(Health::Down(LinkError::Disconnected {
+                    reason: "the sentinel does not know the new primary yet".into(),
+                    sent: false,
+                }));
+            }
             Ok(router) => {
                 core.set_health(Health::Up);
                 // That forgot what was announced in the last moment.

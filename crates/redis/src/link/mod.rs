@@ -11,6 +11,9 @@
 //!   (which replays what was in flight, and stops for good at some errors) is switched off.
 //! - The subscription has a connection of its own, see [`subscriber`], so that a refused SUBSCRIBE
 //!   cannot shift the replies of commands.
+//! - Behind sentinels the primary is looked for whenever one of them tells of another one, or names
+//!   another one than ours after it could not be heard for a while. One that names it by a host name
+//!   where another gives an address is believed only when it tells, as these cannot be compared.
 //! - Dropping the last [`Link`] closes its connections and ends its tasks.
 
 mod client;

@@ -6,22 +6,25 @@
 //! confirms the subscription, an error is the refusal. For the same reason nothing is resubscribed
 //! on an old client: whenever anything is wrong, client and connection are thrown away.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use fred::{
     clients::Client,
-    interfaces::{ClientLike, EventInterface, PubsubInterface},
+    interfaces::{ClientLike, EventInterface, PubsubInterface, ServerInterface},
     types::{Message, config::Options},
 };
 use tokio::{
     pin,
-    sync::broadcast::{Receiver, error::RecvError},
+    sync::{
+        Notify,
+        broadcast::{Receiver, error::RecvError},
+    },
     time::sleep,
 };
 
 use super::{
     LinkError, Listener, Reply,
-    client::{Router, build_sentinel, build_subscriber, ping},
+    client::{Router, address, build_sentinel, build_subscriber, differ, locate, ping},
     core::Core,
     keeper::{Backoff, random},
 };
@@ -103,21 +106,52 @@ pub(super) async fn watch_sentinels(core: Arc<Core>, ping_interval: Duration) {
     let mut backoff = Backoff::default();
     while let Some((client, master)) = build_sentinel(&core, turn) {
         let session = Session { core: &core, client, channel: SWITCH, ping_interval };
-        session
-            .run(|event| match event {
-                // `<name> <old host> <old port> <new host> <new port>`
-                Event::Message(message) => {
-                    if message.split(|&byte| byte == b' ').next() == Some(master.as_bytes()) {
-                        // First the count: whoever connects meanwhile forgets the other, and looks at it.
-                        core.switches.send_modify(|count| *count += 1);
-                        core.demote();
-                    }
+        let missed = Notify::new();
+        let session = session.run(|event| match event {
+            // `<name> <old host> <old port> <new host> <new port>`
+            Event::Message(message) => {
+                let words: Vec<_> = message.split(|&byte| byte == b' ').collect();
+                if words[0] == master.as_bytes() {
+                    core.announce(match words[1..] {
+                        [_, _, host, port] => address(host, port),
+                        _ => None,
+                    });
                 }
-                Event::Missed => backoff = Backoff::default(),
-            })
-            .await;
+            }
+            Event::Missed => {
+                backoff = Backoff::default();
+                missed.notify_one();
+            }
+        });
+        tokio::select! {
+            _ = session => {}
+            never = make_up(&core, turn, &missed) => match never {},
+        }
         turn += 1;
         sleep(backoff.next()).await;
+    }
+}
+
+/// Whenever a switch may have been missed, asks the sentinel where the primary is.
+///
+/// What it answers counts once: a sentinel that is behind must not send us to and fro.
+async fn make_up(core: &Core, turn: usize, missed: &Notify) -> Infallible {
+    loop {
+        missed.notified().await;
+        let mut backoff = Backoff::default();
+        let named = loop {
+            match locate(core, turn).await {
+                Ok(named) => break named,
+                Err(LinkError::Server(_)) => sleep(REFUSED).await,
+                Err(_) => sleep(backoff.next()).await,
+            }
+        };
+        let Some(named) = named else { continue };
+        // Who is still connecting may have asked too early.
+        let moved = |at| differ(&named, &at);
+        if !core.is_up() || core.client.sentinel_primary().is_some_and(moved) {
+            core.announce(None);
+        }
     }
 }
 
