@@ -89,3 +89,17 @@ async fn a_release_does_not_wake_who_took_the_lock() {
     guard.release().await.unwrap();
     assert_eq!(count.0.load(Ordering::Relaxed), before);
 }
+
+#[tokio::test(start_paused = true)]
+async fn it_knows_how_long_it_has_the_lock_and_the_store_how_long_it_keeps_it() {
+    let client = Client::new(MemoryBackend::new());
+    let guard = client.mutex("k").ttl(SECOND).no_renewal().lock().await.unwrap();
+    time::sleep(SECOND / 4).await;
+    assert_eq!(guard.remaining(), guard.expires_at() - time::Instant::now());
+    assert!(guard.remaining() > SECOND / 2 && guard.remaining() < SECOND * 3 / 4);
+    assert_eq!(guard.ttl().await.unwrap(), SECOND * 3 / 4);
+    let shown = format!("{guard:?}");
+    assert!(shown.contains("Guard") && shown.contains("\"k\""), "{shown}");
+    time::sleep(SECOND).await;
+    assert_eq!((guard.remaining(), guard.ttl().await.unwrap()), (Duration::ZERO, Duration::ZERO));
+}

@@ -1,0 +1,92 @@
+//! What is asked again after a failure, when, and for how long.
+
+mod support;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use distlock_core::{BackendError, Client, Error, Linear, RetryStrategy as _};
+use support::{Bent, away};
+use tokio::time::{self, Instant};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// When a release was asked for, in ms from the first one on.
+fn offsets(calls: &Mutex<Vec<Instant>>) -> Vec<u128> {
+    let calls = calls.lock().unwrap();
+    calls.iter().map(|call| (*call - calls[0]).as_millis()).collect()
+}
+
+/// A store that fails so often to release, and the moments at which it was asked.
+fn failing(times: usize, error: fn() -> BackendError) -> (Bent, Arc<Mutex<Vec<Instant>>>) {
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&calls);
+    let store = Bent::new().release(move |store, claim, nth| {
+        seen.lock().unwrap().push(Instant::now());
+        async move {
+            if nth < times {
+                Err(error())
+            } else {
+                distlock_core::Backend::release(&store, &claim).await
+            }
+        }
+    });
+    (store, calls)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_could_not_be_given_back_is_given_back_in_longer_and_longer_steps() {
+    let (store, calls) = failing(9, away);
+    let client = Client::new(store);
+    drop(client.mutex("k").ttl(10_000 * MS).lock().await.unwrap());
+    time::sleep(20_000 * MS).await;
+    assert_eq!(offsets(&calls), [0, 0, 16, 48, 112, 240, 496, 1008, 1520, 2032]);
+    assert!(client.inspect("k").await.unwrap().holders.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_gives_back_what_has_ended() {
+    let (store, calls) = failing(usize::MAX, away);
+    let client = Client::new(store);
+    drop(client.mutex("k").ttl(600 * MS).lock().await.unwrap());
+    time::sleep(20_000 * MS).await;
+    // The next one would come at 1008.
+    assert_eq!(offsets(&calls), [0, 0, 16, 48, 112, 240, 496]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_for_good_is_not_asked_again() {
+    let (store, calls) = failing(usize::MAX, || BackendError::permanent("bent", "never"));
+    let client = Client::new(store);
+    drop(client.mutex("k").lock().await.unwrap());
+    time::sleep(20_000 * MS).await;
+    assert_eq!(offsets(&calls), [0]);
+}
+
+/// A store that fails to change a ttl so often.
+fn stubborn(times: usize, error: fn() -> BackendError) -> Bent {
+    Bent::new().renew(move |store, renewals, nth| async move {
+        if nth < times {
+            return renewals.iter().map(|_| Err(error())).collect();
+        }
+        distlock_core::Backend::renew(&store, &renewals).await
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extension_is_asked_for_again_as_the_strategy_says() {
+    let extend = |store: Bent, limit| async move {
+        let mutex = Client::new(store.clone()).mutex("k").no_renewal().ttl(10_000 * MS);
+        let guard = mutex.retry(Linear::new(10 * MS).limit(limit)).lock().await.unwrap();
+        (guard.extend(20_000 * MS).await, store.calls()[1])
+    };
+    let (extended, calls) = extend(stubborn(3, away), 3).await;
+    assert!(extended.is_ok() && calls == 4, "{extended:?} {calls}");
+    let (extended, calls) = extend(stubborn(3, away), 2).await;
+    assert!(matches!(extended, Err(Error::Backend(_))) && calls == 3, "{extended:?} {calls}");
+    let never = || BackendError::permanent("bent", "never");
+    let (extended, calls) = extend(stubborn(3, never), 3).await;
+    assert!(matches!(extended, Err(Error::Backend(_))) && calls == 1, "{extended:?} {calls}");
+}
