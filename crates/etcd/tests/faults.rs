@@ -10,13 +10,12 @@ use std::{
 };
 
 use common::{
-    client, eventually, in_line, keys, lease_ids, leases, ms, server, soon, wait_in_line,
+    client, eventually, in_line, keys, lease_ids, leases, ms,
+    proxied::{behind, proxy, url},
+    server, soon, wait_in_line,
 };
-use distlock_core::{Client, Error, ErrorKind, FencingToken, LossReason, Released};
-use distlock_servers::{
-    etcd::EtcdServer,
-    proxy::{Direction, RawProxy},
-};
+use distlock_core::{Error, ErrorKind, FencingToken, LossReason, Released};
+use distlock_servers::{etcd::EtcdServer, proxy::Direction};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -26,22 +25,6 @@ const KEY: &str = "job/7";
 
 /// Where its keys are.
 const LINE: &str = "job/7/";
-
-fn proxy(server: &EtcdServer) -> RawProxy {
-    RawProxy::start(server.port()).unwrap()
-}
-
-fn url(ports: &[u16], request_timeout: &str) -> String {
-    let hosts: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-    format!("etcd://{}/?timeout={request_timeout}", hosts.join(","))
-}
-
-/// A client whose connections go through a proxy, and that has held a lock once.
-async fn behind(proxy: &RawProxy, request_timeout: &str) -> Client {
-    let client = client(&url(&[proxy.port()], request_timeout)).await;
-    soon(client.mutex("warm").lock()).await.unwrap().release().await.unwrap();
-    client
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a01_frames_that_are_cut_in_their_middle_are_lost_and_asked_for_again() {

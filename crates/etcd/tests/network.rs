@@ -7,7 +7,9 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 use common::{
     backend, client, eventually,
     judge::{Judge, lost_in_time},
-    keys, leases, ms, server, soon,
+    keys, leases, ms,
+    proxied::{behind, proxy, url},
+    server, soon,
 };
 use distlock_core::{Client, Error, Linear, LossReason, Owner, Released, RetryStrategy as _};
 use distlock_etcd::EtcdBackend;
@@ -24,22 +26,6 @@ const KEY: &str = "job/7";
 
 /// Where its keys are.
 const LINE: &str = "job/7/";
-
-fn proxy(server: &EtcdServer) -> RawProxy {
-    RawProxy::start(server.port()).unwrap()
-}
-
-fn url(ports: &[u16], request_timeout: &str) -> String {
-    let hosts: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-    format!("etcd://{}/?timeout={request_timeout}", hosts.join(","))
-}
-
-/// A client whose connections go through a proxy, and that has held a lock once.
-async fn behind(proxy: &RawProxy, request_timeout: &str) -> Client {
-    let client = client(&url(&[proxy.port()], request_timeout)).await;
-    soon(client.mutex("warm").lock()).await.unwrap().release().await.unwrap();
-    client
-}
 
 /// A field of the only key of the lock: `"CreateRevision"`, `"Lease"`.
 fn field(server: &EtcdServer, name: &str) -> u64 {

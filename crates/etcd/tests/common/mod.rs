@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod judge;
+pub(crate) mod proxied;
 
 use std::time::Duration;
 
