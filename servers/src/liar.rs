@@ -7,7 +7,7 @@ mod grpc;
 mod resp;
 
 use std::{
-    fmt,
+    env, fmt,
     future::Future,
     io,
     net::SocketAddr,
@@ -23,6 +23,29 @@ use tokio::{
 };
 
 use crate::proxy::Background;
+
+/// Has this done with a seed for each run, a dozen at a time: 12 runs, or as many as the variable `DISTLOCK_TEST_SEEDS` says.
+///
+/// # Panics
+/// If a run does, or if the variable is not a number.
+pub async fn runs<F>(run: impl Fn(u64) -> F) -> Vec<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    const DOZEN: u64 = 12;
+    let given = env::var("DISTLOCK_TEST_SEEDS").ok();
+    let count =
+        given.map_or(DOZEN, |given| given.parse().expect("DISTLOCK_TEST_SEEDS is a number"));
+    let mut told = Vec::new();
+    for first in (0..count).step_by(DOZEN as usize) {
+        let some: Vec<_> =
+            (first..count.min(first + DOZEN)).map(|seed| tokio::spawn(run(seed))).collect();
+        for one in some {
+            told.push(one.await.expect("no run panics"));
+        }
+    }
+    told
+}
 
 /// A server that cannot be trusted.
 pub struct Liar {
@@ -66,6 +89,12 @@ impl Liar {
             move |listener| accept(listener, upstream, shared, serve)
         })?;
         Ok(Self { shared, background })
+    }
+
+    /// How many of a thousand answers are bent in the run with this seed: from few to most.
+    #[must_use]
+    pub const fn share(seed: u64) -> u64 {
+        [10, 30, 150, 700][(seed % 4) as usize]
     }
 
     /// The port to connect to, on 127.0.0.1.

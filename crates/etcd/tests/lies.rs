@@ -6,18 +6,12 @@ use common::{ms, server, soon};
 use distlock_conformance::{Told, survive_lies};
 use distlock_core::{Client, Error, ErrorKind};
 use distlock_etcd::EtcdBackend;
-use distlock_servers::liar::{Liar, Panics};
-
-/// How many runs there are; more by the variable.
-fn seeds() -> std::ops::Range<u64> {
-    let given = std::env::var("DISTLOCK_TEST_SEEDS").ok();
-    0..given.map_or(12, |given| given.parse().expect("DISTLOCK_TEST_SEEDS is a number"))
-}
+use distlock_servers::liar::{self, Liar, Panics};
 
 async fn lied_to(port: u16, seed: u64) -> (Told, usize) {
     let liar = Liar::etcd(port, seed).unwrap();
     let url = format!("etcd://127.0.0.1:{}?timeout=150ms&connect_timeout=500ms", liar.port());
-    let share = [10, 30, 150, 700][usize::try_from(seed % 4).unwrap()];
+    let share = Liar::share(seed);
     // Connecting among lies ends, whichever way.
     liar.lie(share);
     for _ in 0..4 {
@@ -45,17 +39,13 @@ async fn lied_to(port: u16, seed: u64) -> (Told, usize) {
 async fn whatever_a_server_answers_nothing_panics_hangs_or_is_believed_for_long() {
     let panics = Panics::watch();
     let server = server();
-    let seeds: Vec<u64> = seeds().collect();
+    let port = server.port();
+    let runs = liar::runs(|seed| lied_to(port, seed)).await;
+    let count = runs.len();
     let (mut grants, mut errors, mut lies) = (0, 0, 0);
-    for some in seeds.chunks(12) {
-        let runs: Vec<_> =
-            some.iter().map(|&seed| tokio::spawn(lied_to(server.port(), seed))).collect();
-        for run in runs {
-            let (told, told_lies) = run.await.unwrap();
-            (grants, errors, lies) = (grants + told.grants, errors + told.errors, lies + told_lies);
-        }
+    for (told, told_lies) in runs {
+        (grants, errors, lies) = (grants + told.grants, errors + told.errors, lies + told_lies);
     }
-    let count = seeds.len();
     // The driver panics at an event, and at a part of a transaction, of a kind that it does not know; what calls it there contains that.
     let drivers = |panic: &String| {
         let known = ["/src/rpc/kv.rs:", "/src/rpc/watch.rs:"];

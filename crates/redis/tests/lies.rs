@@ -11,22 +11,16 @@ use common::{ms, server, soon};
 use distlock_conformance::{Told, survive_lies};
 use distlock_core::{Client, Error, ErrorKind};
 use distlock_redis::RedisBackend;
-use distlock_servers::liar::{Liar, Panics};
+use distlock_servers::liar::{self, Liar, Panics};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::{TcpListener, TcpStream},
 };
 
-/// How many runs there are; more by the variable.
-fn seeds() -> std::ops::Range<u64> {
-    let given = std::env::var("DISTLOCK_TEST_SEEDS").ok();
-    0..given.map_or(12, |given| given.parse().expect("DISTLOCK_TEST_SEEDS is a number"))
-}
-
 async fn lied_to(port: u16, seed: u64) -> (Told, usize) {
     let liar = Liar::redis(port, seed).unwrap();
     let url = format!("redis://127.0.0.1:{}?timeout=150ms&connect_timeout=500ms", liar.port());
-    let share = [10, 30, 150, 700][usize::try_from(seed % 4).unwrap()];
+    let share = Liar::share(seed);
     // Connecting among lies ends, whichever way.
     liar.lie(share);
     for _ in 0..4 {
@@ -54,17 +48,13 @@ async fn lied_to(port: u16, seed: u64) -> (Told, usize) {
 async fn whatever_a_server_answers_nothing_panics_hangs_or_is_believed_for_long() {
     let panics = Panics::watch();
     let server = server();
-    let seeds: Vec<u64> = seeds().collect();
+    let port = server.port();
+    let runs = liar::runs(|seed| lied_to(port, seed)).await;
+    let count = runs.len();
     let (mut grants, mut errors, mut lies) = (0, 0, 0);
-    for some in seeds.chunks(12) {
-        let runs: Vec<_> =
-            some.iter().map(|&seed| tokio::spawn(lied_to(server.port(), seed))).collect();
-        for run in runs {
-            let (told, told_lies) = run.await.unwrap();
-            (grants, errors, lies) = (grants + told.grants, errors + told.errors, lies + told_lies);
-        }
+    for (told, told_lies) in runs {
+        (grants, errors, lies) = (grants + told.grants, errors + told.errors, lies + told_lies);
     }
-    let count = seeds.len();
     assert_eq!(panics.seen(), Vec::<String>::new());
     eprintln!("{lies} lies in {count} runs: {grants} grants, {errors} errors");
     assert!(10 * count < lies && count < grants && count < errors, "it proves nothing");
