@@ -63,10 +63,8 @@ async fn works(one: &Client, two: &Client, server: &RedisServer) {
     // Handed on inside the process, to one who has other words; and resumed by another process.
     let guard = one.mutex("k").metadata("first").lock().await.unwrap();
     let heir = one.mutex("k").metadata("second").ttl(ms(20_000));
-    let (heir, released) = tokio::join!(soon(heir.lock()), async {
-        tokio::time::sleep(ms(20)).await;
-        guard.release().await
-    });
+    // The heir is polled first, and so waits when it is released.
+    let (heir, released) = tokio::join!(soon(heir.lock()), guard.release());
     released.unwrap();
     let heir = heir.unwrap();
     assert_eq!(one.inspect("k").await.unwrap().holders[0].metadata, "second");
