@@ -111,7 +111,7 @@ impl Failure {
 
     /// The same, with what a member that closes connections without a word may want.
     pub(crate) fn wanting(mut self, what: &str) -> Self {
-        if ["connection closed", "broken pipe", "reset by peer"]
+        if ["connection closed", "broken pipe", "reset by peer", "received fatal alert"]
             .iter()
             .any(|words| self.message.contains(words))
         {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use distlock_core::{Claim, Standing};
+use distlock_core::{Claim, ErrorKind, Standing};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::{
@@ -82,8 +82,14 @@ impl Store {
     /// Keeps a lease alive; ends what is bound to it if it is gone.
     pub(crate) async fn refresh(self: &Arc<Self>, lease: &Lease) -> Result<Instant, Failure> {
         let refreshed = lease.refresh(&self.members).await;
-        if matches!(&refreshed, Err(failure) if failure.remedy == Remedy::Lease) {
-            self.lease_gone(lease);
+        match refreshed.as_ref().err().map(|failure| failure.remedy) {
+            Some(Remedy::Lease) => self.lease_gone(lease),
+            // From 3.5.28 on a server wants the right to every key that is bound to it: one that somebody lost must not cost the others theirs.
+            Some(Remedy::Fail(ErrorKind::Permanent)) => {
+                lease.retire();
+                self.table().leave_lease(lease);
+            }
+            _ => {}
         }
         refreshed
     }

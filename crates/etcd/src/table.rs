@@ -88,7 +88,7 @@ pub(crate) struct Record {
     /// A request that was given up may write its key again.
     pub(crate) ambiguous: bool,
     pub(crate) contended: bool,
-    /// Somebody else bound its key to another lease.
+    /// It is to be written again: somebody else bound its key to another lease, or its own is of no use any more.
     pub(crate) rebound: bool,
 }
 
@@ -228,6 +228,13 @@ impl Table {
         }
         left.iter().for_each(|line| self.tidy(line));
         effects
+    }
+
+    /// Everything that is bound to a lease has to be bound to another one.
+    pub(crate) fn leave_lease(&mut self, lease: &Lease) {
+        for record in self.names.values_mut().flat_map(|name| name.records.values_mut()) {
+            record.rebound |= record.used.lease().id() == lease.id();
+        }
     }
 }
 
