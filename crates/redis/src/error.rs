@@ -17,6 +17,12 @@ const TABLE: &[(&str, ErrorKind, &str)] = &[
         ErrorKind::Permanent,
         "gives this user no right to the channel",
     ),
+    // The same from Redis 7.2 on, and for channels too.
+    (
+        "ACL failure in script",
+        ErrorKind::Permanent,
+        "gives this user no right to a command or a channel that the scripts need",
+    ),
     ("NOPERM", ErrorKind::Permanent, "gives this user no right to do this"),
     ("NOAUTH", ErrorKind::Permanent, "wants a password"),
     ("WRONGPASS", ErrorKind::Permanent, "does not accept the user or the password"),
@@ -186,6 +192,10 @@ mod tests {
             // E12
             (
                 "ERR The user executing the script can't run this command or subcommand script: 6d2d, on @user_script:1.",
+                Permanent,
+            ),
+            (
+                "ERR ACL failure in script: User u has no permissions to run the 'pexpire' command script: 6d2d, on @user_script:13.",
                 Permanent,
             ),
             // E13

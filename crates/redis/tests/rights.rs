@@ -163,12 +163,12 @@ async fn without_the_rest_it_is_a_permanent_error_that_says_so() {
     let server = server();
     for (number, (without, said)) in [
         (&["+evalsha"][..], "evalsha"),
-        (&["~jobs/*"], "keys"),
-        (&["~__distlock:*"], "keys"),
-        (&["+get"], "can't run this command"),
-        (&["+set"], "can't run this command"),
-        (&["+time"], "can't run this command"),
-        (&["+exists"], "can't run this command"),
+        (&["~jobs/*"], "no right"),
+        (&["~__distlock:*"], "no right"),
+        (&["+get"], "no right to a command"),
+        (&["+set"], "no right to a command"),
+        (&["+time"], "no right to a command"),
+        (&["+exists"], "no right to a command"),
     ]
     .into_iter()
     .enumerate()

@@ -245,7 +245,7 @@ async fn e12_a_right_that_the_scripts_miss() {
     as_user()
         .await
         .outlive(
-            ("can't run this command", ErrorKind::Permanent),
+            ("no right to a command", ErrorKind::Permanent),
             |stage| drop(stage.command(&[&["ACL", "SETUSER", "u"][..], &rights].concat())),
             |stage| drop(stage.command(&["ACL", "SETUSER", "u", "+@all"])),
         )
