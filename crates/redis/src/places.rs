@@ -63,6 +63,8 @@ pub(crate) struct Place {
     pub(crate) asked: Instant,
     /// An owner id can come again: which of its claims this is.
     pub(crate) serial: u64,
+    /// Nobody has used the owner id before this claim.
+    new: bool,
     pub(crate) held: bool,
     /// Until when a request without an answer may still be carried out.
     pub(crate) ghost_until: Option<Instant>,
@@ -120,6 +122,7 @@ impl Places {
         let mut table = self.table();
         if let Some(place) = table.get_mut(&claim.owner()) {
             place.suspect = false;
+            place.new &= claim.has_new_owner();
             return now;
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
@@ -127,6 +130,7 @@ impl Places {
             claim: claim.clone(),
             asked: now,
             serial,
+            new: claim.has_new_owner(),
             held: false,
             ghost_until: None,
             anchor: None,
@@ -300,8 +304,11 @@ impl Places {
 impl Place {
     /// From when on our clock a grant runs that was made at a time of the server's clock; none: it fits nothing that we know.
     fn since(&self, server: i64, now: Instant) -> Option<Instant> {
-        // Before the first answer nothing tells it from the late push of an earlier grant under the same id.
-        let anchor = self.anchor?;
+        let Some(anchor) = self.anchor else {
+            // It came before the first answer. Under a new id, what it grants was asked for by this claim, so not before its first request. Under another
+            // one nothing tells it from the late push of an earlier grant.
+            return self.new.then_some(self.asked);
+        };
         // Older than the last answer, which said that we wait: overtaken by the loss of what it grants.
         let ahead = Duration::from_micros(u64::try_from(server.checked_sub(anchor.server)?).ok()?);
         let elapsed = now.saturating_duration_since(anchor.local);
