@@ -32,7 +32,7 @@ const MAX_UNENDING: usize = 1024;
 /// All claims of this process that may have something at the store: from their first request to their release.
 #[derive(Debug)]
 pub(crate) struct Places {
-    table: Mutex<HashMap<Owner, Place>>,
+    table: Mutex<Table>,
     serial: AtomicU64,
     unending: Mutex<HashMap<Key, Instant>>,
     any_unending: AtomicBool,
@@ -43,11 +43,14 @@ pub(crate) struct Places {
     confirm: bool,
 }
 
+/// Each place in a box, as a table has room for far more than it has.
+type Table = HashMap<Owner, Box<Place>>;
+
 /// A table as small as this is kept as it is.
 const FEW: usize = 32;
 
 /// Takes a place out. What many claims needed once is given back.
-fn forget(table: &mut HashMap<Owner, Place>, owner: Owner) -> Option<Place> {
+fn forget(table: &mut Table, owner: Owner) -> Option<Box<Place>> {
     let place = table.remove(&owner);
     if table.capacity() / 8 > table.len().max(FEW) {
         table.shrink_to(table.len() * 2);
@@ -138,7 +141,7 @@ impl Places {
             polls: 0,
             changing: None,
         };
-        table.insert(claim.owner(), place);
+        table.insert(claim.owner(), Box::new(place));
         now
     }
 
@@ -150,7 +153,7 @@ impl Places {
     }
 
     /// An owner id is over.
-    pub(crate) fn leave(&self, owner: Owner) -> Option<Place> {
+    pub(crate) fn leave(&self, owner: Owner) -> Option<Box<Place>> {
         forget(&mut self.table(), owner)
     }
 
@@ -292,7 +295,7 @@ impl Places {
         self.table().get(&owner).map(|place| place.claim.clone())
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<Owner, Place>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
