@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
 
 use crate::link::{Attempts, Bytes, Link, LinkError, Reply, Script};
@@ -72,12 +72,12 @@ impl Together {
             Ok(answer) => answer,
             Err(words) => {
                 let _under_way = UnderWay(Arc::clone(&self.gathering), 1);
-                return self.courier.alone(&words).await;
+                return self.courier.alone(words).await;
             }
         };
         match answer.await {
             Ok(Outcome::Answer(answer)) => answer,
-            Ok(Outcome::Alone(words)) => self.courier.alone(&words).await,
+            Ok(Outcome::Alone(words)) => self.courier.alone(words).await,
             // A task that ended with its runtime may have sent it.
             Err(_) => {
                 let reason = "the runtime of the connection has ended".to_owned();
@@ -104,16 +104,21 @@ impl Together {
 }
 
 impl Courier {
-    async fn alone(&self, words: &[Bytes]) -> Result<Reply, LinkError> {
-        let (keys, args) = words.split_at(KEYS);
-        self.link.run(self.script, keys, args, Attempts::AtMostOnce).await
+    /// In a box: the driver's future has 5 KiB, for which those who wait for company need no room.
+    fn alone(&self, words: Vec<Bytes>) -> BoxFuture<'_, Result<Reply, LinkError>> {
+        Box::pin(async move {
+            let (keys, args) = words.split_at(KEYS);
+            self.link.run(self.script, keys, args, Attempts::AtMostOnce).await
+        })
     }
 
     /// Takes requests to the server, and each its answer.
-    async fn carry_out(&self, batch: Vec<Pending>, _under_way: UnderWay) {
-        if let [Pending { words, .. }] = &*batch {
-            let answer = self.alone(words).await;
-            return batch.into_iter().for_each(|one| one.answer(answer.clone()));
+    async fn carry_out(&self, mut batch: Vec<Pending>, _under_way: UnderWay) {
+        if batch.len() == 1
+            && let Some(Pending { words, reply }) = batch.pop()
+        {
+            let _ = reply.send(Outcome::Answer(self.alone(words).await));
+            return;
         }
         let mut keys = Vec::with_capacity(KEYS * batch.len());
         let mut args = Vec::with_capacity(batch.iter().map(|one| one.words.len()).sum());
