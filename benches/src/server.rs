@@ -147,7 +147,7 @@ impl Arrivals {
                     line = lines.next_line() => line.expect("a connection").expect("more lines"),
                     _ = &mut stopped => return seen,
                 };
-                if let Some(owner) = newcomer(&line) {
+                for owner in newcomers(&line) {
                     let number = seen.len();
                     seen.entry(owner.to_owned()).or_insert(number);
                 }
@@ -170,14 +170,12 @@ impl Arrivals {
     }
 }
 
-/// The owner id in a request to acquire: `"dl1:<owner>:<process>:"` is its first argument after the keys.
-fn newcomer(line: &str) -> Option<&str> {
-    if line.contains(" lua] ") {
-        return None;
-    }
-    let (_, rest) = line.split_once("\"dl1:")?;
-    let (owner, _) = rest.split_once(':')?;
-    (owner.len() == 32).then_some(owner)
+/// The owner ids in a request to acquire, in the order in which the server serves them: those that come up together share one. The first argument of each
+/// after the keys is `"dl1:<owner>:<process>:"`.
+fn newcomers(line: &str) -> impl Iterator<Item = &str> {
+    let requests = if line.contains(" lua] ") { "" } else { line };
+    let owners = requests.split("\"dl1:").skip(1).filter_map(|rest| rest.split(':').next());
+    owners.filter(|owner| owner.len() == 32)
 }
 
 #[cfg(test)]
@@ -185,12 +183,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn newcomers_are_known_by_their_owner_id() {
-        let id = "0123456789abcdef0123456789abcdef";
+    fn newcomers_are_known_by_their_owner_ids() {
+        let newcomers = |line: &str| newcomers(line).map(str::to_owned).collect::<Vec<_>>();
+        let [one, other] = ["0123456789abcdef0123456789abcdef", "123456789abcdef0123456789abcdef0"];
         let line =
-            format!(r#"1.2 [0 127.0.0.1:1] "evalsha" "x" "4" "k" "f" "q" "p" "dl1:{id}:p:""#);
-        assert_eq!(newcomer(&line), Some(id));
-        assert_eq!(newcomer(&line.replace("127.0.0.1:1]", "lua] ")), None);
-        assert_eq!(newcomer(r#"1.2 [0 127.0.0.1:1] "evalsha" "x""#), None);
+            format!(r#"1.2 [0 127.0.0.1:1] "evalsha" "x" "4" "k" "f" "q" "p" "dl1:{one}:p:""#);
+        assert_eq!(newcomers(&line), [one]);
+        assert_eq!(newcomers(&line.replace("127.0.0.1:1]", "lua] ")), [""; 0]);
+        assert_eq!(newcomers(r#"1.2 [0 127.0.0.1:1] "evalsha" "x""#), [""; 0]);
+        let shared = format!(r#"{line} "30000" "m" "j11" "dl1:{other}:p:" "30000" "m" "j11""#);
+        assert_eq!(newcomers(&shared), [one, other]);
     }
 }

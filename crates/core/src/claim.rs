@@ -56,6 +56,8 @@ pub(crate) struct Terms {
     pub(crate) rest: Duration,
     /// Whether the holder means to renew.
     pub(crate) renews: bool,
+    /// Whether the owner id was drawn for this claim.
+    pub(crate) new_owner: bool,
     /// Rises with every change, so that the answer to an older request is known as such.
     pub(crate) version: u32,
     /// The store has not confirmed the last change yet.
@@ -86,7 +88,7 @@ pub(crate) struct Place {
 
 impl Claim {
     /// A claim that no client made, for tests of stores and for stores made of stores. It may queue, has no metadata, asks for one token, and
-    /// promises no renewal.
+    /// promises no renewal, nor that its owner id is new.
     #[must_use]
     pub fn new(key: Key, owner: Owner, mode: Mode, ttl: Duration) -> Self {
         Self::build(key, owner, mode, true, Terms::new(ttl, "".into()), None)
@@ -145,6 +147,13 @@ impl Claim {
         self
     }
 
+    /// Under an owner id that was drawn for it: see [`Claim::has_new_owner`].
+    #[must_use]
+    pub fn with_new_owner(self) -> Self {
+        self.state().terms.new_owner = true;
+        self
+    }
+
     /// What is claimed.
     #[must_use]
     pub fn key(&self) -> &Key {
@@ -199,6 +208,13 @@ impl Claim {
     #[must_use]
     pub fn renews(&self) -> bool {
         self.state().terms.renews
+    }
+
+    /// Whether the owner id was drawn for this claim, so that nothing was ever asked, or granted, under it but by this claim. An id that the user gave may
+    /// have been used before: what a store says of it unasked, before it has answered this claim, may be news of an earlier one.
+    #[must_use]
+    pub fn has_new_owner(&self) -> bool {
+        self.state().terms.new_owner
     }
 
     /// The last token used of a grant: the store may use those after it again. None before a guard took the grant.
@@ -390,6 +406,7 @@ impl Terms {
             block: 1,
             rest: Duration::ZERO,
             renews: false,
+            new_owner: false,
             version: 0,
             unconfirmed: false,
         }

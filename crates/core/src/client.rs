@@ -208,6 +208,7 @@ impl Inner {
         let owner = ask.owner.map_or_else(|| self.owners.draw(), Ok)?;
         let mut terms = Terms::new(ask.ttl, Arc::clone(&ask.metadata));
         terms.renews = ask.policy.renew_at.is_some();
+        terms.new_owner = ask.owner.is_none();
         if in_line && self.lines.awaited(key) {
             terms.block = block;
         }

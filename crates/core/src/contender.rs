@@ -30,10 +30,11 @@ pub(crate) struct Ask {
 
 /// Who asks. Dropped at any moment, it leaves nothing behind: what it may have at the store is given back, its turn passes on.
 ///
-/// Tens of thousands may wait: a way that is long but rarely gone has its future in a box, so that it adds nothing to all the others.
+/// Tens of thousands may wait: a way that is long but rarely gone has its future in a box, so that it adds nothing to all the others. What has been
+/// answered is out of scope before the next wait, for the same reason.
 pub(crate) struct Contender<'a> {
     client: &'a Arc<Inner>,
-    key: Key,
+    key: &'a Key,
     ask: &'a Ask,
     patience: Patience,
     turn: Option<Turn>,
@@ -81,7 +82,7 @@ enum Answer {
 impl<'a> Contender<'a> {
     pub(crate) fn new(
         client: &'a Arc<Inner>,
-        key: Key,
+        key: &'a Key,
         ask: &'a Ask,
         patience: Patience,
     ) -> Result<Self, Error> {
@@ -108,7 +109,7 @@ impl<'a> Contender<'a> {
     /// One attempt: `None` when somebody else has the lock, or the turn of this process.
     pub(crate) async fn try_lock(&mut self) -> Result<Option<Held>, Error> {
         if self.client.cohort_limit > 0 {
-            let Some(turn) = self.client.lines.try_enter(&self.key) else { return Ok(None) };
+            let Some(turn) = self.client.lines.try_enter(self.key) else { return Ok(None) };
             self.turn = Some(turn);
         }
         loop {
@@ -141,19 +142,11 @@ impl<'a> Contender<'a> {
         loop {
             self.client.check_open()?;
             if self.turn.is_none() && self.client.cohort_limit > 0 {
-                match self.line_up().await? {
-                    Some(Entry::Held(held)) => match self.inherit(held).await {
-                        Ok(held) => return Ok(held),
-                        // Lost in the moment of the hand-over: the turn is gone with it, stand in line anew.
-                        Err(Error::Lost { .. }) => continue,
-                        Err(Error::Backend(error)) => {
-                            Box::pin(self.patience.bear(error, true)).await?;
-                            continue;
-                        }
-                        Err(error) => return Err(error),
-                    },
-                    Some(Entry::Turn(turn)) => self.turn = Some(turn),
-                    None => continue,
+                if let Some(held) = self.succeed().await? {
+                    return Ok(held);
+                }
+                if self.turn.is_none() {
+                    continue;
                 }
             }
             if let Some(held) = self.contend().await? {
@@ -162,22 +155,41 @@ impl<'a> Contender<'a> {
         }
     }
 
+    /// Waits for the turn of this process, or for the lock from who has it. Neither: that was lost in the moment in which it was handed on, and the turn with it.
+    async fn succeed(&mut self) -> Result<Option<Held>, Error> {
+        let held = match self.line_up().await? {
+            Some(Entry::Held(held)) => held,
+            Some(Entry::Turn(turn)) => {
+                self.turn = Some(turn);
+                return Ok(None);
+            }
+            None => return Ok(None),
+        };
+        match self.inherit(held).await {
+            Ok(held) => Ok(Some(held)),
+            Err(Error::Lost { .. }) => Ok(None),
+            Err(Error::Backend(error)) => {
+                Box::pin(self.patience.bear(error, true)).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Stands in the line of this process.
     async fn line_up(&mut self) -> Result<Option<Entry>, Error> {
         let wants =
             Wants { adopts: self.ask.owner.is_none(), renews: self.ask.policy.renew_at.is_some() };
-        match self.client.lines.enter(&self.key, wants)? {
-            Ok(turn) => Ok(Some(Entry::Turn(turn))),
-            Err(ticket) => {
-                self.tell_contended();
-                // A shutdown ends the lines too.
-                if self.patience.is_endless() {
-                    Ok(ticket.await)
-                } else {
-                    Box::pin(self.patience.wait(ticket)).await
-                }
-            }
+        let ticket = match self.client.lines.enter(self.key, wants)? {
+            Ok(turn) => return Ok(Some(Entry::Turn(turn))),
+            Err(ticket) => ticket,
+        };
+        self.tell_contended();
+        // A shutdown ends the lines too.
+        if self.patience.is_endless() {
+            return Ok(ticket.await);
         }
+        Box::pin(self.patience.wait(ticket)).await
     }
 
     async fn inherit(&mut self, mut held: Held) -> Result<Held, Error> {
@@ -194,10 +206,10 @@ impl<'a> Contender<'a> {
     /// Asks the store, and waits in its line or between attempts. `None`: what it had there is gone, and it has to begin anew.
     async fn contend(&mut self) -> Result<Option<Held>, Error> {
         let queue = self.patience.waits();
-        loop {
+        let settled = loop {
             let answer = match self.ask_store(queue).await? {
                 Answer::Store(answer) => answer,
-                Answer::Settled(settled) => return Box::pin(self.settle(settled)).await,
+                Answer::Settled(settled) => break settled,
             };
             match answer {
                 Ok(Standing::Held(lease)) => {
@@ -219,12 +231,12 @@ impl<'a> Contender<'a> {
                 Ok(Standing::Queued { recheck }) => {
                     self.tell_contended();
                     self.patience.relieve();
-                    let settled = self.stand_in_line(recheck).await?;
-                    return Box::pin(self.settle(settled)).await;
+                    break self.stand_in_line(recheck).await?;
                 }
                 Err(error) => Box::pin(self.patience.bear(error, self.stood_in_line)).await?,
             }
-        }
+        };
+        Box::pin(self.settle(settled)).await
     }
 
     /// Waits in the store's line. The keeper looks after the place.
@@ -290,17 +302,19 @@ impl<'a> Contender<'a> {
             Some(bid) => bid,
             empty => {
                 let claim =
-                    self.client.claim(&self.key, self.ask, queue, self.turn.is_some(), BLOCK)?;
+                    self.client.claim(self.key, self.ask, queue, self.turn.is_some(), BLOCK)?;
                 empty.insert(Bid { claim, call: None, sent, engaged: true, asked: 0 })
             }
         };
         (bid.sent, bid.engaged) = (sent, true);
         bid.asked = bid.asked.saturating_add(1);
         let mut call = self.client.backend.start_acquire(bid.claim.clone());
-        // A store that answers at once costs no timer.
-        let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
-        if let Poll::Ready(answer) = first {
-            return Ok(self.check(answer));
+        {
+            // A store that answers at once costs no timer.
+            let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+            if let Poll::Ready(answer) = first {
+                return Ok(self.check(answer));
+            }
         }
         bid.call = Some(call);
         Box::pin(self.hear_store(sent)).await
@@ -400,14 +414,14 @@ impl<'a> Contender<'a> {
 
     fn tell_contended(&mut self) {
         if !std::mem::replace(&mut self.told, true) {
-            self.client.keeper.observe(&self.key, &Event::Contended);
+            self.client.keeper.observe(self.key, &Event::Contended);
         }
     }
 
     fn acquired(&self, token: crate::FencingToken) {
         if self.client.keeper.is_observed() {
             let event = Event::Acquired { token, waited: self.patience.waited() };
-            self.client.keeper.observe(&self.key, &event);
+            self.client.keeper.observe(self.key, &event);
         }
     }
 

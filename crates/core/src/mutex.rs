@@ -195,8 +195,8 @@ impl Mutex {
     /// # Ok(()) }
     /// ```
     pub async fn try_lock(&self) -> Result<Option<Guard>, Error> {
-        consume_budget().await;
         let mut contender = self.contender(None)?;
+        consume_budget().await;
         self.delay_start(&mut contender).await?;
         Ok(contender.try_lock().await?.map(|held| Guard::new(held, self.retry.clone())))
     }
@@ -305,16 +305,16 @@ impl Mutex {
     }
 
     async fn lock_until(&self, limit: Option<Duration>) -> Result<Guard, Error> {
+        let mut contender = self.contender(limit)?;
         // A store that answers at once must not keep the other tasks of the thread from running.
         consume_budget().await;
-        let mut contender = self.contender(limit)?;
         self.delay_start(&mut contender).await?;
         let held = contender.lock().await?;
         Ok(Guard::new(held, self.retry.clone()))
     }
 
     fn contender(&self, limit: Option<Duration>) -> Result<Contender<'_>, Error> {
-        let key = self.checked_key()?;
+        self.key.check()?;
         self.client.check_open()?;
         self.client.check_mode(self.ask.mode)?;
         limits::check_ttl(self.ask.ttl, &self.client.capabilities)?;
@@ -324,7 +324,7 @@ impl Mutex {
         let until = limit.and_then(|limit| started.checked_add(limit));
         let patience =
             Patience::new(self.retry.clone(), started, until, Arc::clone(&self.client.closing));
-        Contender::new(&self.client, key, &self.ask, patience)
+        Contender::new(&self.client, &self.key, &self.ask, patience)
     }
 
     async fn delay_start(&self, contender: &mut Contender<'_>) -> Result<(), Error> {

@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -257,4 +257,18 @@ async fn an_id_is_not_used_again_after_a_release_that_failed() {
     let error = mutex.lock().await.unwrap_err();
     assert!(matches!(error, Error::Backend(_)), "{error}");
     assert_eq!(store.calls()[0], 1, "it did not ask again");
+}
+
+#[tokio::test]
+async fn a_store_is_told_whether_an_id_may_have_been_used_before() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let store = Bent::new().acquire(move |store, claim, _| {
+        seen.lock().unwrap().push(claim.has_new_owner());
+        async move { store.acquire(&claim).await }
+    });
+    let client = Client::new(store);
+    let owner = client.mutex("drawn").lock().await.unwrap().owner();
+    drop(client.mutex("given").owner(owner).lock().await.unwrap());
+    assert_eq!(*asked.lock().unwrap(), [true, false]);
 }

@@ -32,7 +32,7 @@ const MAX_UNENDING: usize = 1024;
 /// All claims of this process that may have something at the store: from their first request to their release.
 #[derive(Debug)]
 pub(crate) struct Places {
-    table: Mutex<HashMap<Owner, Place>>,
+    table: Mutex<Table>,
     serial: AtomicU64,
     unending: Mutex<HashMap<Key, Instant>>,
     any_unending: AtomicBool,
@@ -43,11 +43,14 @@ pub(crate) struct Places {
     confirm: bool,
 }
 
+/// Each place in a box, as a table has room for far more than it has.
+type Table = HashMap<Owner, Box<Place>>;
+
 /// A table as small as this is kept as it is.
 const FEW: usize = 32;
 
 /// Takes a place out. What many claims needed once is given back.
-fn forget(table: &mut HashMap<Owner, Place>, owner: Owner) -> Option<Place> {
+fn forget(table: &mut Table, owner: Owner) -> Option<Box<Place>> {
     let place = table.remove(&owner);
     if table.capacity() / 8 > table.len().max(FEW) {
         table.shrink_to(table.len() * 2);
@@ -63,6 +66,8 @@ pub(crate) struct Place {
     pub(crate) asked: Instant,
     /// An owner id can come again: which of its claims this is.
     pub(crate) serial: u64,
+    /// Nobody has used the owner id before this claim.
+    new: bool,
     pub(crate) held: bool,
     /// Until when a request without an answer may still be carried out.
     pub(crate) ghost_until: Option<Instant>,
@@ -120,6 +125,7 @@ impl Places {
         let mut table = self.table();
         if let Some(place) = table.get_mut(&claim.owner()) {
             place.suspect = false;
+            place.new &= claim.has_new_owner();
             return now;
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
@@ -127,6 +133,7 @@ impl Places {
             claim: claim.clone(),
             asked: now,
             serial,
+            new: claim.has_new_owner(),
             held: false,
             ghost_until: None,
             anchor: None,
@@ -134,7 +141,7 @@ impl Places {
             polls: 0,
             changing: None,
         };
-        table.insert(claim.owner(), place);
+        table.insert(claim.owner(), Box::new(place));
         now
     }
 
@@ -146,7 +153,7 @@ impl Places {
     }
 
     /// An owner id is over.
-    pub(crate) fn leave(&self, owner: Owner) -> Option<Place> {
+    pub(crate) fn leave(&self, owner: Owner) -> Option<Box<Place>> {
         forget(&mut self.table(), owner)
     }
 
@@ -288,7 +295,7 @@ impl Places {
         self.table().get(&owner).map(|place| place.claim.clone())
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<Owner, Place>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -300,8 +307,11 @@ impl Places {
 impl Place {
     /// From when on our clock a grant runs that was made at a time of the server's clock; none: it fits nothing that we know.
     fn since(&self, server: i64, now: Instant) -> Option<Instant> {
-        // Before the first answer nothing tells it from the late push of an earlier grant under the same id.
-        let anchor = self.anchor?;
+        let Some(anchor) = self.anchor else {
+            // It came before the first answer. Under a new id, what it grants was asked for by this claim, so not before its first request. Under another
+            // one nothing tells it from the late push of an earlier grant.
+            return self.new.then_some(self.asked);
+        };
         // Older than the last answer, which said that we wait: overtaken by the loss of what it grants.
         let ahead = Duration::from_micros(u64::try_from(server.checked_sub(anchor.server)?).ok()?);
         let elapsed = now.saturating_duration_since(anchor.local);

@@ -2,14 +2,14 @@
 //!
 //! Nobody waits for company: a request that finds few others under way leaves at once. Else it leaves when all tasks that can run now have run, which
 //! are those that the last answer woke, with whatever these want. Each has its own answer; one that fails is made again by itself, so that
-//! nobody gets another one's error.
+//! nobody gets another one's error. They go in the order in which they came up: none leaves by itself before those that wait have left.
 
 use std::{
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::future::join_all;
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
 
 use crate::link::{Attempts, Bytes, Link, LinkError, Reply, Script};
@@ -45,7 +45,7 @@ struct State {
     waiting: Vec<Pending>,
     /// How many of those that have left have no answer yet.
     under_way: usize,
-    /// A task is about to fetch those who wait.
+    /// A task is about to fetch those who wait, or to send those that it fetched.
     called: bool,
 }
 
@@ -72,12 +72,12 @@ impl Together {
             Ok(answer) => answer,
             Err(words) => {
                 let _under_way = UnderWay(Arc::clone(&self.gathering), 1);
-                return self.courier.alone(&words).await;
+                return self.courier.alone(words).await;
             }
         };
         match answer.await {
             Ok(Outcome::Answer(answer)) => answer,
-            Ok(Outcome::Alone(words)) => self.courier.alone(&words).await,
+            Ok(Outcome::Alone(words)) => self.courier.alone(words).await,
             // A task that ended with its runtime may have sent it.
             Err(_) => {
                 let reason = "the runtime of the connection has ended".to_owned();
@@ -88,16 +88,12 @@ impl Together {
 
     /// Joins those who wait. `Err`: it is to leave at once.
     fn join(&self, words: Vec<Bytes>) -> Result<oneshot::Receiver<Outcome>, Vec<Bytes>> {
-        let mut state = self.gathering.state();
         // The keys of two locks are seldom in the same slot of a cluster.
-        if self.courier.link.is_cluster() || (state.under_way < FEW && !state.called) {
-            state.under_way += 1;
+        if self.courier.link.is_cluster() {
+            self.gathering.state().under_way += 1;
             return Err(words);
         }
-        let (reply, answer) = oneshot::channel();
-        state.waiting.push(Pending { words, reply });
-        let called = mem::replace(&mut state.called, true);
-        drop(state);
+        let (answer, called) = self.gathering.join(words)?;
         if !called {
             let (courier, fetcher) =
                 (self.courier.clone(), Fetcher(Some(Arc::clone(&self.gathering))));
@@ -108,16 +104,21 @@ impl Together {
 }
 
 impl Courier {
-    async fn alone(&self, words: &[Bytes]) -> Result<Reply, LinkError> {
-        let (keys, args) = words.split_at(KEYS);
-        self.link.run(self.script, keys, args, Attempts::AtMostOnce).await
+    /// In a box: the driver's future has 5 KiB, for which those who wait for company need no room.
+    fn alone(&self, words: Vec<Bytes>) -> BoxFuture<'_, Result<Reply, LinkError>> {
+        Box::pin(async move {
+            let (keys, args) = words.split_at(KEYS);
+            self.link.run(self.script, keys, args, Attempts::AtMostOnce).await
+        })
     }
 
     /// Takes requests to the server, and each its answer.
-    async fn carry_out(&self, batch: Vec<Pending>, _under_way: UnderWay) {
-        if let [Pending { words, .. }] = &*batch {
-            let answer = self.alone(words).await;
-            return batch.into_iter().for_each(|one| one.answer(answer.clone()));
+    async fn carry_out(&self, mut batch: Vec<Pending>, _under_way: UnderWay) {
+        if batch.len() == 1
+            && let Some(Pending { words, reply }) = batch.pop()
+        {
+            let _ = reply.send(Outcome::Answer(self.alone(words).await));
+            return;
         }
         let mut keys = Vec::with_capacity(KEYS * batch.len());
         let mut args = Vec::with_capacity(batch.iter().map(|one| one.words.len()).sum());
@@ -158,6 +159,26 @@ impl Pending {
 }
 
 impl Gathering {
+    /// Joins those who wait; tells whether somebody is about to fetch them. `Err`: it is to leave at once.
+    fn join(&self, words: Vec<Bytes>) -> Result<(oneshot::Receiver<Outcome>, bool), Vec<Bytes>> {
+        let mut state = self.state();
+        if state.under_way < FEW && !state.called {
+            state.under_way += 1;
+            return Err(words);
+        }
+        let (reply, answer) = oneshot::channel();
+        state.waiting.push(Pending { words, reply });
+        Ok((answer, mem::replace(&mut state.called, true)))
+    }
+
+    /// Who is taken is under way. Who comes up before it was sent waits too, and is taken next; nobody is called any more when there is nobody.
+    fn take(&self) -> Vec<Pending> {
+        let mut state = self.state();
+        state.under_way += state.waiting.len();
+        state.called = !state.waiting.is_empty();
+        mem::take(&mut state.waiting)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -179,34 +200,38 @@ impl Fetcher {
     async fn fetch(mut self, courier: Courier) {
         // Those who were woken together have not all run yet.
         yield_now().await;
-        let Some(gathering) = self.0.take() else { return };
-        let mut waiting = Self::take(&gathering);
-        let mut batches = Vec::new();
-        while !waiting.is_empty() {
-            let rest = waiting.split_off(waiting.len().min(MOST));
-            batches.push(mem::replace(&mut waiting, rest));
+        let Some(gathering) = &self.0 else { return };
+        let sent = FuturesUnordered::new();
+        loop {
+            let mut waiting = gathering.take();
+            if waiting.is_empty() {
+                break;
+            }
+            while !waiting.is_empty() {
+                let rest = waiting.split_off(waiting.len().min(MOST));
+                let batch = mem::replace(&mut waiting, rest);
+                let under_way = UnderWay(Arc::clone(gathering), batch.len());
+                let mut exchange = Box::pin(courier.carry_out(batch, under_way));
+                // The first poll sends it.
+                if exchange.as_mut().now_or_never().is_none() {
+                    sent.push(exchange);
+                }
+            }
         }
-        let carry_out = |batch: Vec<Pending>| {
-            let under_way = UnderWay(Arc::clone(&gathering), batch.len());
-            courier.carry_out(batch, under_way)
-        };
-        join_all(batches.into_iter().map(carry_out)).await;
-    }
-
-    /// Who is taken is under way.
-    fn take(gathering: &Gathering) -> Vec<Pending> {
-        let mut state = gathering.state();
-        state.called = false;
-        state.under_way += state.waiting.len();
-        mem::take(&mut state.waiting)
+        self.0 = None;
+        sent.for_each(async |()| {}).await;
     }
 }
 
 impl Drop for Fetcher {
     fn drop(&mut self) {
         if let Some(gathering) = &self.0 {
-            let waiting = Self::take(gathering);
-            drop(UnderWay(Arc::clone(gathering), waiting.len()));
+            let waiting = {
+                let mut state = gathering.state();
+                state.called = false;
+                mem::take(&mut state.waiting)
+            };
+            drop(waiting);
         }
     }
 }
@@ -214,5 +239,47 @@ impl Drop for Fetcher {
 impl fmt::Debug for Together {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Together").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(name: &'static str) -> Vec<Bytes> {
+        vec![Bytes::from_static(name.as_bytes())]
+    }
+
+    fn names(waiting: &[Pending]) -> Vec<&Bytes> {
+        waiting.iter().map(|one| &one.words[0]).collect()
+    }
+
+    #[test]
+    fn none_leaves_by_itself_before_those_that_wait_are_sent() {
+        let gathering = Arc::new(Gathering::default());
+        for _ in 0..FEW {
+            assert!(gathering.join(request("alone")).is_err());
+        }
+        let (_first, called) = gathering.join(request("first")).unwrap();
+        assert!(!called);
+        // By now all the others have their answers.
+        drop(UnderWay(Arc::clone(&gathering), FEW));
+        assert_eq!(names(&gathering.take()), ["first"]);
+        let (_second, called) = gathering.join(request("second")).unwrap();
+        assert!(called);
+        assert_eq!(names(&gathering.take()), ["second"]);
+        assert!(gathering.take().is_empty());
+        assert!(gathering.join(request("alone")).is_err());
+    }
+
+    #[test]
+    fn who_waits_for_one_that_does_not_come_is_sent_away() {
+        let gathering = Arc::new(Gathering::default());
+        gathering.state().under_way = FEW;
+        let (mut answer, _) = gathering.join(request("first")).unwrap();
+        drop(Fetcher(Some(Arc::clone(&gathering))));
+        assert!(answer.try_recv().is_err());
+        let (_answer, called) = gathering.join(request("second")).unwrap();
+        assert!(!called, "another one is to be called");
     }
 }

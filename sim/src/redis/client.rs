@@ -53,6 +53,10 @@ struct Table {
 #[derive(Clone, Debug)]
 struct Place {
     claim: Claim,
+    /// Before the first request.
+    asked: Instant,
+    /// Nobody has used the owner id before this claim.
+    new: bool,
     held: bool,
     ghost_until: Option<Instant>,
     /// What ties the server's clock to ours: the server's at a call, and ours before it.
@@ -128,6 +132,8 @@ impl Store {
             let mut table = self.table();
             let place = table.places.entry(owner).or_insert_with(|| Place {
                 claim: claim.clone(),
+                asked,
+                new: true,
                 held: false,
                 ghost_until: None,
                 anchor: None,
@@ -135,6 +141,7 @@ impl Store {
                 changing: Arc::default(),
             });
             place.suspect = false;
+            place.new &= claim.has_new_owner();
         }
         let mut hears = self.link.hears();
         let mut join = claim.may_queue() && hears;

@@ -36,7 +36,31 @@ fn queue(places: &Places, claim: &Claim, server: i64) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_push_that_overtakes_the_first_answer_may_be_of_an_earlier_claim_and_is_not_believed() {
+async fn a_push_that_overtakes_the_first_answer_counts_from_the_first_request() {
+    let (places, claim) = (places(), claim().with_new_owner());
+    let asked = places.enter(&claim);
+    advance(SECOND).await;
+    // The first one had no answer. Which of them was carried out is not known.
+    places.enter(&claim);
+    advance(SECOND).await;
+    grant(&places, &claim, START, 0);
+    let lease = granted(&claim).unwrap();
+    assert_eq!(lease.since(), Some(asked));
+    assert_eq!((lease.token(), lease.spare()), (FencingToken::new(7), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_overtakes_the_first_answer_is_not_believed_past_the_deadline_of_the_request() {
+    let (places, claim) = (places(), claim().with_new_owner());
+    places.enter(&claim);
+    advance(TTL - SECOND / 5).await;
+    grant(&places, &claim, START, 0);
+    assert!(granted(&claim).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_an_id_used_before_a_push_that_overtakes_the_first_answer_may_be_of_an_earlier_claim_and_is_not_believed()
+ {
     let (places, claim) = (places(), claim());
     places.enter(&claim);
     advance(SECOND).await;
@@ -44,6 +68,15 @@ async fn a_push_that_overtakes_the_first_answer_may_be_of_an_earlier_claim_and_i
     assert!(granted(&claim).is_none());
     // The answer is on its way; if it says that the claim waits, it asks at once.
     assert_eq!(queue(&places, &claim, START), Duration::from_millis(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_is_not_new_any_more_when_another_claim_asks_under_it() {
+    let (places, first) = (places(), claim().with_new_owner());
+    places.enter(&first);
+    places.enter(&Claim::new(first.key().clone(), first.owner(), Mode::Exclusive, TTL));
+    grant(&places, &first, START, 0);
+    assert!(granted(&first).is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -128,7 +128,7 @@ impl Table {
 impl Place {
     /// From when on our clock a grant runs that was made at a time of the server's clock.
     fn since(&self, server: i64, now: Instant) -> Option<Instant> {
-        let (shown, local) = self.anchor?;
+        let Some((shown, local)) = self.anchor else { return self.new.then_some(self.asked) };
         let ahead = Duration::from_micros(u64::try_from(server.checked_sub(shown)?).ok()?);
         let elapsed = now.saturating_duration_since(local);
         if ahead > elapsed + elapsed / 100 {
