@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::Txn;
+use etcd_client::{Client, ResponseHeader, Txn, TxnResponse};
 use futures_util::FutureExt as _;
 use tokio::{
     runtime::Handle,
@@ -178,14 +178,11 @@ async fn together(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
     let mut free: Vec<bool> = batch.iter().map(|one| expected(&one.request)).collect();
     let mut before = false;
     loop {
-        let txn = flat(&batch, &free);
-        let sent = members.call(|client| {
-            let txn = txn.clone();
-            async move { client.kv_client().txn(txn).await }
-        });
+        let requests = batch.iter().map(|pending| &pending.request);
+        let sent = transact(members, || flat(requests.clone().zip(free.iter().copied())));
         match sent.await {
             Ok(Answered { answer, ambiguous }) if answer.succeeded() => {
-                let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+                let revision = revision(&answer);
                 let mut parts = parts(&answer);
                 let ambiguous = ambiguous || before;
                 for (Pending { request, reply }, free) in batch.into_iter().zip(free) {
@@ -221,11 +218,11 @@ async fn together(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
     }
 }
 
-/// One transaction of many requests, each without a part of its own.
-fn flat(batch: &[Pending], free: &[bool]) -> Txn {
+/// One transaction of requests, each without a part of its own.
+fn flat<'a>(requests: impl IntoIterator<Item = (&'a Request, bool)>) -> Txn {
     let (mut conditions, mut ops) = (Vec::new(), Vec::new());
-    for (pending, free) in batch.iter().zip(free) {
-        let (condition, own) = pending.request.flat(*free).unwrap_or_default();
+    for (request, free) in requests {
+        let (condition, own) = request.flat(free).unwrap_or_default();
         conditions.extend(condition);
         ops.extend(own);
     }
@@ -251,14 +248,37 @@ async fn alone(members: &Members, request: &Request) -> Result<Answered<Reply>, 
         let Answered { answer, ambiguous } = sent.await?;
         return Ok(Answered { answer: deleted(&answer), ambiguous });
     }
-    let txn = request.txn();
-    let sent = members.call(|client| {
-        let txn = txn.clone();
+    let mut before = false;
+    // What succeeds nearly always goes without the part for when it does not, which would cost as much as the rest.
+    if request.flat(false).is_some() {
+        let Answered { answer, ambiguous } = transact(members, || flat([(request, false)])).await?;
+        if answer.succeeded() {
+            let revision = revision(&answer);
+            let answer = request.read_flat(false, &mut parts(&answer)?, revision)?;
+            return Ok(Answered { answer, ambiguous });
+        }
+        before = ambiguous;
+    }
+    let sent = transact(members, || request.txn()).await;
+    let Answered { answer, ambiguous } = sent.map_err(|failure| failure.after(before))?;
+    let answer = request.read(&answer, revision(&answer))?;
+    Ok(Answered { answer, ambiguous: ambiguous || before })
+}
+
+/// Makes a transaction, anew for each attempt.
+async fn transact(
+    members: &Members,
+    txn: impl Fn() -> Txn + Send + Sync,
+) -> Result<Answered<TxnResponse>, Failure> {
+    let attempt = |client: Arc<Client>| {
+        let txn = txn();
         async move { client.kv_client().txn(txn).await }
-    });
-    let Answered { answer, ambiguous } = sent.await?;
-    let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-    Ok(Answered { answer: request.read(&answer, revision)?, ambiguous })
+    };
+    members.call(attempt).await
+}
+
+fn revision(answer: &TxnResponse) -> i64 {
+    answer.header().map_or(0, ResponseHeader::revision)
 }
 
 #[cfg(test)]
