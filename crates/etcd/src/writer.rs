@@ -7,7 +7,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -17,6 +17,7 @@ use futures_util::FutureExt as _;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc, oneshot},
+    task::yield_now,
     time::timeout,
 };
 
@@ -48,6 +49,8 @@ pub(crate) struct Writer {
 struct Line {
     turn: Semaphore,
     queued: AtomicUsize,
+    /// Several went into the last transaction: they had their answers at once, and are about to come again together.
+    crowded: AtomicBool,
 }
 
 /// The lines in which somebody else was seen last: whoever asks there reads them.
@@ -83,15 +86,20 @@ struct Pending {
 impl Writer {
     pub(crate) fn start(members: Arc<Members>, runtime: &Handle) -> Self {
         let (tx, rx) = mpsc::channel(QUEUE);
-        let line = Arc::new(Line { turn: Semaphore::new(1), queued: AtomicUsize::new(0) });
+        let line = Arc::new(Line {
+            turn: Semaphore::new(1),
+            queued: AtomicUsize::new(0),
+            crowded: AtomicBool::new(false),
+        });
         runtime.spawn(write(Arc::clone(&members), rx, Arc::clone(&line)));
         Self { members, tx, line }
     }
 
     /// Makes a request, and waits for its answer.
     pub(crate) async fn send(&self, request: Request) -> Result<Answered<Reply>, Failure> {
-        // Nobody who came before is overtaken.
-        if self.line.queued.load(Ordering::Acquire) == 0
+        // Nobody who came before is overtaken. And the first of many does not go alone: the others would have to wait for it.
+        if !self.line.crowded.load(Ordering::Acquire)
+            && self.line.queued.load(Ordering::Acquire) == 0
             && let Ok(_turn) = self.line.turn.try_acquire()
         {
             return alone(&self.members, &request).await;
@@ -112,10 +120,7 @@ async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>, line: Arc
         waiting.push_back(pending);
         let _turn = timeout(PATIENCE, line.turn.acquire()).await;
         while !waiting.is_empty() {
-            while waiting.len() < QUEUE {
-                let Ok(pending) = rx.try_recv() else { break };
-                waiting.push_back(pending);
-            }
+            gather(&mut rx, &mut waiting, line.crowded.load(Ordering::Acquire)).await;
             let mut batch = choose(&mut waiting);
             let count = batch.len();
             // Deletes come first, so that who asks in the same transaction does not find what they delete.
@@ -124,7 +129,25 @@ async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>, line: Arc
             let carried_out =
                 AssertUnwindSafe(carry_out(&members, batch, &mut crowd)).catch_unwind().await;
             drop(carried_out);
+            line.crowded.store(1 < count, Ordering::Release);
             line.queued.fetch_sub(count, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Takes in what has come; where many come together, also those who are still on their way.
+async fn gather(rx: &mut mpsc::Receiver<Pending>, waiting: &mut VecDeque<Pending>, crowded: bool) {
+    loop {
+        if crowded {
+            yield_now().await;
+        }
+        let before = waiting.len();
+        while waiting.len() < QUEUE {
+            let Ok(pending) = rx.try_recv() else { break };
+            waiting.push_back(pending);
+        }
+        if !crowded || waiting.len() == before || OPERATIONS <= waiting.len() {
+            return;
         }
     }
 }
@@ -160,7 +183,7 @@ fn choose(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
 
 async fn carry_out(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
     let (batch, single): (Vec<_>, Vec<_>) =
-        batch.into_iter().partition(|pending| pending.request.flat(false).is_some());
+        batch.into_iter().partition(|pending| pending.request.is_flat());
     if batch.len() < 2 {
         return one_by_one(members, batch.into_iter().chain(single), false).await;
     }
@@ -250,7 +273,7 @@ async fn alone(members: &Members, request: &Request) -> Result<Answered<Reply>, 
     }
     let mut before = false;
     // What succeeds nearly always goes without the part for when it does not, which would cost as much as the rest.
-    if request.flat(false).is_some() {
+    if request.is_flat() {
         let Answered { answer, ambiguous } = transact(members, || flat([(request, false)])).await?;
         if answer.succeeded() {
             let revision = revision(&answer);
