@@ -11,6 +11,8 @@ use distlock_core::Client;
 use distlock_redis::RedisBackend;
 use redis::aio::ConnectionManager;
 
+use super::contest;
+
 const TTL: Duration = Duration::from_secs(30);
 
 /// Which library, and how it is set up.
@@ -139,8 +141,10 @@ pub(crate) enum Guard {
     Distkit(distkit::lock::MutexGuard),
 }
 
-impl Lock {
-    pub(crate) async fn lock(&self) -> Guard {
+impl contest::Lock for Lock {
+    type Guard = Guard;
+
+    async fn lock(&self) -> Guard {
         match self {
             Self::Floor(scripts) => {
                 scripts.acquire().await;
@@ -163,7 +167,9 @@ impl Lock {
             }
         }
     }
+}
 
+impl Lock {
     /// Closes what the library would leave open.
     pub(crate) async fn close(self) {
         if let Self::Floor(scripts) = self {
@@ -172,8 +178,8 @@ impl Lock {
     }
 }
 
-impl Guard {
-    pub(crate) async fn release(self) {
+impl contest::Guard for Guard {
+    async fn release(self) {
         match self {
             Self::Floor(scripts) => scripts.release().await,
             Self::Distlock(guard) => drop(guard.release().await.unwrap()),

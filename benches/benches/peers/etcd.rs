@@ -1,12 +1,6 @@
 //! The same work on this library and on etcd's own Lock service, side by side on one member.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use distlock_benches::{
     Times, is_quick, micros,
@@ -17,13 +11,9 @@ use distlock_core::{Client, Owner};
 use distlock_etcd::EtcdBackend;
 use distlock_servers::etcd::EtcdServer;
 use etcd_client::{Client as Driver, LockOptions};
-use tokio::{
-    sync::Barrier,
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::time::Instant;
 
-use super::Course;
+use super::contest::{self, Guard as _, Lock as _};
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -78,7 +68,9 @@ enum Guard {
     Service(Box<Driver>, Vec<u8>),
 }
 
-impl Lock {
+impl contest::Lock for Lock {
+    type Guard = Guard;
+
     async fn lock(&self) -> Guard {
         match self {
             Self::Ours(mutex) => Guard::Ours(mutex.lock().await.unwrap()),
@@ -92,7 +84,7 @@ impl Lock {
     }
 }
 
-impl Guard {
+impl contest::Guard for Guard {
     async fn release(self) {
         match self {
             Self::Ours(guard) => drop(guard.release().await.unwrap()),
@@ -110,6 +102,7 @@ pub(crate) async fn measure(report: &mut Report) {
     let alone = in_turns(|whose, round| alone(&server, whose, round)).await;
     let title = "etcd: one task, nobody else: lock and release";
     table(report, title, &["p50 µs", "p99 µs", "proposals", "reads"], &alone);
+    report.say("Both have their lease before anything is measured. Nobody keeps that of the Lock service alive, and its answer has no fencing token. Its request is a name, of which the server makes the transaction; ours is that transaction, which the server has to read, and its answer tells who else stands in the line.");
     goal(report, "etcd, lock and release, nobody else, p50 µs", &alone, 0, false);
     let baton = in_turns(|whose, round| baton(&server, whose, round)).await;
     let title =
@@ -196,7 +189,6 @@ async fn alone(server: &EtcdServer, whose: Whose, round: usize) -> Round {
 }
 
 async fn baton(server: &EtcdServer, whose: Whose, round: usize) -> Round {
-    const HOLD: Duration = Duration::from_millis(2);
     let waiters = 16;
     let name = format!("baton-{whose:?}-{round}");
     let first = whose.connect(server, &name).await;
@@ -205,75 +197,31 @@ async fn baton(server: &EtcdServer, whose: Whose, round: usize) -> Round {
         locks.push(whose.connect(server, &name).await);
     }
     let before = counters(server);
-    let course = Arc::new(Mutex::new(Course::default()));
-    let guard = first.lock().await;
-    let mut tasks = JoinSet::new();
-    for (who, lock) in locks.into_iter().enumerate() {
-        let course = Arc::clone(&course);
-        tasks.spawn(async move {
-            let guard = lock.lock().await;
-            course.lock().unwrap().taken(who);
-            sleep(HOLD).await;
-            course.lock().unwrap().released();
-            guard.release().await;
-        });
-        // The order of arrival is no matter of opinion.
-        sleep(Duration::from_millis(5)).await;
-    }
-    let started = Instant::now();
-    course.lock().unwrap().released();
-    guard.release().await;
-    while tasks.join_next().await.is_some() {}
-    let took = started.elapsed();
+    let passed = contest::pass(&first, &locks).await;
     let proposals = counters(server).0 - before.0;
-    let course = std::mem::take(&mut *course.lock().unwrap());
-    let inverted = course.served.windows(2).filter(|pair| pair[1] < pair[0]).count();
-    let gaps = Times::new(course.gaps);
     vec![
-        took.as_secs_f64() * 1e3,
-        micros(gaps.median()),
-        micros(gaps.percentile(0.99)),
+        passed.took.as_secs_f64() * 1e3,
+        micros(passed.gaps.median()),
+        micros(passed.gaps.percentile(0.99)),
         proposals / (f64::from(waiters) + 1.0),
-        inverted as f64 * 100.0 / (f64::from(waiters) - 1.0),
+        passed.inverted_percent,
     ]
 }
 
 async fn crowd(server: &EtcdServer, whose: Whose, round: usize) -> Round {
-    const TASKS: usize = 8;
     let name = format!("crowd-{whose:?}-{round}");
-    let (stop, ready) = (Arc::new(AtomicBool::new(false)), Arc::new(Barrier::new(TASKS + 1)));
-    let mut set = JoinSet::new();
-    for _ in 0..TASKS {
-        let lock = whose.connect(server, &name).await;
-        let (stop, ready) = (Arc::clone(&stop), Arc::clone(&ready));
-        set.spawn(async move {
-            ready.wait().await;
-            let mut waits = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let asked = Instant::now();
-                let guard = lock.lock().await;
-                waits.push(asked.elapsed());
-                sleep(Duration::from_millis(1)).await;
-                guard.release().await;
-            }
-            waits
-        });
+    let mut locks = Vec::new();
+    for _ in 0..8 {
+        locks.push(whose.connect(server, &name).await);
     }
-    let before = counters(server);
-    let started = Instant::now();
-    ready.wait().await;
-    sleep(Duration::from_millis(if is_quick() { 500 } else { 2_000 })).await;
-    stop.store(true, Ordering::Relaxed);
-    let waits = set.join_all().await;
-    let (took, proposals) = (started.elapsed(), counters(server).0 - before.0);
-    let fewest = waits.iter().map(Vec::len).min().unwrap_or_default();
-    let times = Times::new(waits.into_iter().flatten().collect());
-    let turns = times.len() as f64;
+    let lasts = Duration::from_millis(if is_quick() { 500 } else { 2_000 });
+    let count = async || counters(server).0;
+    let seen = contest::contest(locks, lasts, Duration::from_millis(1), count).await;
     vec![
-        turns / took.as_secs_f64(),
-        proposals / turns,
-        fewest as f64 * TASKS as f64 / turns,
-        micros(times.median()),
-        times.percentile(0.99).as_secs_f64() * 1e3,
+        seen.turns_per_second,
+        (seen.counted[1] - seen.counted[0]) / seen.turns,
+        seen.worst_share,
+        micros(seen.waits.median()),
+        seen.waits.percentile(0.99).as_secs_f64() * 1e3,
     ]
 }

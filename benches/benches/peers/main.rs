@@ -1,17 +1,13 @@
 //! The same work on this library and on others, side by side in one run.
 
 mod contender;
+mod contest;
 mod etcd;
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use contender::Library;
+use contest::{Guard as _, Lock as _, contest, pass};
 use distlock_benches::{
     Times, is_quick, median, micros, raw, redis_url,
     report::{Goal, Report},
@@ -20,11 +16,7 @@ use distlock_benches::{
     show,
 };
 use fred::prelude::{Client as Driver, ClientLike as _};
-use tokio::{
-    sync::Barrier,
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 const LEFT_OUT: &str = "\
 Left out, of those that we know of, and why: \
@@ -184,31 +176,8 @@ async fn alone(report: &mut Report, url: &str, driver: &Driver) {
     });
 }
 
-/// Who had the lock, one after the other.
-#[derive(Default)]
-struct Course {
-    released: Option<Instant>,
-    gaps: Vec<Duration>,
-    served: Vec<usize>,
-}
-
-impl Course {
-    fn taken(&mut self, who: usize) {
-        let now = Instant::now();
-        if let Some(released) = self.released.take() {
-            self.gaps.push(now - released);
-        }
-        self.served.push(who);
-    }
-
-    fn released(&mut self) {
-        self.released = Some(Instant::now());
-    }
-}
-
 /// Clients that come one after another, while the lock is held, and take it once each.
 async fn baton(report: &mut Report, url: &str, driver: &Driver) {
-    const HOLD: Duration = Duration::from_millis(2);
     let waiters = 16;
     let libraries: Vec<_> = Library::ALL.into_iter().filter(|one| one.waits()).collect();
     let measured = in_turns(&libraries, |library, round| async move {
@@ -219,36 +188,14 @@ async fn baton(report: &mut Report, url: &str, driver: &Driver) {
             locks.push(library.connect(url, &key).await);
         }
         let before = Counters::read(driver).await;
-        let course = Arc::new(Mutex::new(Course::default()));
-        let guard = first.lock().await;
-        let mut tasks = JoinSet::new();
-        for (who, lock) in locks.into_iter().enumerate() {
-            let course = Arc::clone(&course);
-            tasks.spawn(async move {
-                let guard = lock.lock().await;
-                course.lock().unwrap().taken(who);
-                sleep(HOLD).await;
-                course.lock().unwrap().released();
-                guard.release().await;
-            });
-            // The order of arrival is no matter of opinion.
-            sleep(Duration::from_millis(5)).await;
-        }
-        let started = Instant::now();
-        course.lock().unwrap().released();
-        guard.release().await;
-        while tasks.join_next().await.is_some() {}
-        let took = started.elapsed();
+        let passed = pass(&first, &locks).await;
         let counted = Counters::read(driver).await.since(&before);
-        let course = std::mem::take(&mut *course.lock().unwrap());
-        let inverted = course.served.windows(2).filter(|pair| pair[1] < pair[0]).count();
-        let gaps = Times::new(course.gaps);
         vec![
-            took.as_secs_f64() * 1e3,
-            micros(gaps.median()),
-            micros(gaps.percentile(0.99)),
+            passed.took.as_secs_f64() * 1e3,
+            micros(passed.gaps.median()),
+            micros(passed.gaps.percentile(0.99)),
             counted.calls(library.requests()) as f64 / (f64::from(waiters) + 1.0),
-            inverted as f64 * 100.0 / (f64::from(waiters) - 1.0),
+            passed.inverted_percent,
         ]
     })
     .await;
@@ -294,49 +241,22 @@ async fn crowd(report: &mut Report, url: &str, driver: &Driver) {
     for (tasks, shared, hold) in [(8, false, 1), (16, true, 0)] {
         let measured = in_turns(&libraries, |library, round| async move {
             let key = format!("crowd_{library:?}_{tasks}_{round}");
-            let shared = if shared { Some(library.connect(url, &key).await) } else { None };
-            let (stop, ready) =
-                (Arc::new(AtomicBool::new(false)), Arc::new(Barrier::new(tasks + 1)));
-            let mut set = JoinSet::new();
-            for _ in 0..tasks {
-                let lock = match &shared {
-                    Some(lock) => lock.clone(),
-                    None => library.connect(url, &key).await,
-                };
-                let (stop, ready) = (Arc::clone(&stop), Arc::clone(&ready));
-                set.spawn(async move {
-                    ready.wait().await;
-                    let mut waits = Vec::new();
-                    while !stop.load(Ordering::Relaxed) {
-                        let asked = Instant::now();
-                        let guard = lock.lock().await;
-                        waits.push(asked.elapsed());
-                        if hold > 0 {
-                            sleep(Duration::from_millis(hold)).await;
-                        }
-                        guard.release().await;
-                    }
-                    waits
-                });
+            let mut locks = Vec::new();
+            let first = library.connect(url, &key).await;
+            for _ in 1..tasks {
+                locks.push(if shared { first.clone() } else { library.connect(url, &key).await });
             }
-            let before = Counters::read(driver).await;
-            let started = Instant::now();
-            ready.wait().await;
-            sleep(Duration::from_millis(if is_quick() { 500 } else { 1500 })).await;
-            stop.store(true, Ordering::Relaxed);
-            let took = started.elapsed();
-            // Those who pause between two attempts may be long in coming: what they do after the time counts for nobody.
-            let counted = Counters::read(driver).await.since(&before);
-            let waits = set.join_all().await;
-            let fewest = waits.iter().map(Vec::len).min().unwrap_or_default();
-            let times = Times::new(waits.into_iter().flatten().collect());
-            let turns = times.len() as f64;
+            locks.push(first);
+            let lasts = Duration::from_millis(if is_quick() { 500 } else { 1500 });
+            let count = async || Counters::read(driver).await;
+            let seen = contest(locks, lasts, Duration::from_millis(hold), count).await;
+            let [before, after] = &seen.counted;
             vec![
-                turns / took.as_secs_f64(),
-                counted.calls(library.requests()) as f64 / turns,
-                fewest as f64 * tasks as f64 / turns,
-                micros(times.median()),
-                times.percentile(0.99).as_secs_f64() * 1e3,
+                seen.turns_per_second,
+                after.since(before).calls(library.requests()) as f64 / seen.turns,
+                seen.worst_share,
+                micros(seen.waits.median()),
+                seen.waits.percentile(0.99).as_secs_f64() * 1e3,
             ]
         })
         .await;

@@ -1,6 +1,6 @@
 //! A Redis Cluster, whose masters die.
 
-use std::{io, time::Duration};
+use std::io;
 
 use distlock_servers::{
     net::wait_until,
@@ -13,9 +13,6 @@ use crate::{
     setup::lock_name,
     store::{Store, Wound, keys, unknown, unsettled},
 };
-
-/// For an election, on a machine that is busy.
-const ELECTION: Duration = Duration::from_secs(60);
 
 /// So long a master may stand still, in milliseconds, without being replaced.
 const UNNOTICED: u64 = 700;
@@ -56,20 +53,8 @@ impl Cluster {
     fn fail_over(&self, scene: &mut Scene) -> io::Result<()> {
         let (key, master) = self.some_master(scene)?;
         let replica = self.cluster.replica_of(master)?;
-        let kills = scene.dice.chance(0.5);
-        if kills {
-            master.kill()?
-        } else {
-            master.stop()?
-        }
         let promoted = || Ok(self.cluster.master_of(&key, replica)?.port() == replica.port());
-        wait_until("the replica is promoted", ELECTION, promoted)?;
-        scene.pause(0, scene.ttl());
-        if kills {
-            master.restart()?
-        } else {
-            master.cont()?
-        }
+        keys::fail_over(scene, master, promoted)?;
         self.cluster.wait_ready()
     }
 
@@ -79,7 +64,7 @@ impl Cluster {
         let replica = self.cluster.replica_of(master)?;
         replica.command(&["CLUSTER", "FAILOVER"])?;
         let promoted = || Ok(self.cluster.master_of(&key, replica)?.port() == replica.port());
-        wait_until("the replica takes over", ELECTION, promoted)?;
+        wait_until("the replica takes over", keys::ELECTION, promoted)?;
         self.cluster.wait_ready()
     }
 }
@@ -123,9 +108,7 @@ impl Store for Cluster {
             Wound::ReplicaStopped => {
                 let (_, master) = self.some_master(scene)?;
                 let replica = self.cluster.replica_of(master)?;
-                replica.stop()?;
-                scene.pause(1, UNNOTICED);
-                replica.cont()?;
+                keys::stand_still(scene, replica, UNNOTICED)?;
             }
             Wound::ScriptsFlushed => {
                 for master in self.masters()? {
@@ -134,9 +117,7 @@ impl Store for Cluster {
             }
             Wound::ServerStopped => {
                 let (_, master) = self.some_master(scene)?;
-                master.stop()?;
-                scene.pause(1, UNNOTICED);
-                master.cont()?;
+                keys::stand_still(scene, master, UNNOTICED)?;
             }
             _ => return unknown(wound),
         }

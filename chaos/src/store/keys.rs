@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, io, time::Duration};
 
-use distlock_servers::redis::RedisServer;
+use distlock_servers::{net::wait_until, redis::RedisServer};
 
 use crate::{plan::Plan, scene::Scene, setup::lock_name, store::Wound};
+
+/// For an election, on a machine that is busy.
+pub(crate) const ELECTION: Duration = Duration::from_secs(60);
 
 /// The options that fit the leases of a plan.
 pub(crate) fn options(plan: &Plan) -> String {
@@ -45,4 +48,28 @@ pub(crate) fn delete(
 pub(crate) fn kill_clients(scene: &mut Scene, server: &RedisServer) -> io::Result<()> {
     let kind = if scene.dice.chance(0.5) { "normal" } else { "pubsub" };
     server.command(&["CLIENT", "KILL", "TYPE", kind]).map(drop)
+}
+
+/// Lets a server stand still for a while, of so many milliseconds at most.
+pub(crate) fn stand_still(scene: &mut Scene, server: &RedisServer, most: u64) -> io::Result<()> {
+    server.stop()?;
+    scene.pause(1, most);
+    server.cont()
+}
+
+/// Kills or stops a master until another server is in its place, and lets it come back a while after that.
+pub(crate) fn fail_over(
+    scene: &mut Scene,
+    master: &RedisServer,
+    promoted: impl Fn() -> io::Result<bool>,
+) -> io::Result<()> {
+    let kills = scene.dice.chance(0.5);
+    if kills {
+        master.kill()?
+    } else {
+        master.stop()?
+    }
+    wait_until("the replica is promoted", ELECTION, promoted)?;
+    scene.pause(0, scene.ttl());
+    if kills { master.restart() } else { master.cont() }
 }

@@ -148,9 +148,7 @@ impl Store for Redis {
             }
             Wound::ScriptsFlushed => drop(self.server.command(&["SCRIPT", "FLUSH"])?),
             Wound::ServerStopped => {
-                self.server.stop()?;
-                scene.pause(1, 2 * ttl);
-                self.server.cont()?;
+                keys::stand_still(scene, &self.server, 2 * ttl)?;
             }
             Wound::Silenced => match scene.dice.chance(0.5) {
                 true => self.order(scene, |on, nth| on.silence_reply(nth, "EVALSHA")),

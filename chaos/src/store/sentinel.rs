@@ -1,20 +1,14 @@
 //! A Redis with a replica and three Sentinels, whose master dies.
 
-use std::{io, time::Duration};
+use std::io;
 
-use distlock_servers::{
-    net::wait_until,
-    redis::{RedisSentinel, RedisServer},
-};
+use distlock_servers::redis::{RedisSentinel, RedisServer};
 
 use crate::{
     plan::Plan,
     scene::Scene,
     store::{Store, Wound, keys, unknown, unsettled},
 };
-
-/// For an election, on a machine that is busy.
-const ELECTION: Duration = Duration::from_secs(60);
 
 /// So long the master may stand still, in milliseconds, without being replaced: Sentinels ask it every second, and replace it after two.
 const UNNOTICED: u64 = 500;
@@ -37,20 +31,8 @@ impl Sentinel {
 
     fn fail_over(&self, scene: &mut Scene) -> io::Result<()> {
         let master = self.group.master()?;
-        let kills = scene.dice.chance(0.5);
-        if kills {
-            master.kill()?
-        } else {
-            master.stop()?
-        }
         let promoted = || Ok(self.group.master()?.port() != master.port());
-        wait_until("the replica is promoted", ELECTION, promoted)?;
-        scene.pause(0, scene.ttl());
-        if kills {
-            master.restart()?
-        } else {
-            master.cont()?
-        }
+        keys::fail_over(scene, master, promoted)?;
         self.group.wait_ready()
     }
 }
@@ -88,9 +70,7 @@ impl Store for Sentinel {
             Wound::Flushed => drop(self.group.master()?.command(&["FLUSHALL"])?),
             Wound::ReplicaStopped => {
                 let replica = self.replica()?;
-                replica.stop()?;
-                scene.pause(1, 3 * UNNOTICED);
-                replica.cont()?;
+                keys::stand_still(scene, replica, 3 * UNNOTICED)?;
             }
             Wound::ScriptsFlushed => drop(self.group.master()?.command(&["SCRIPT", "FLUSH"])?),
             Wound::SentinelKilled => {
@@ -102,9 +82,7 @@ impl Store for Sentinel {
             }
             Wound::ServerStopped => {
                 let master = self.group.master()?;
-                master.stop()?;
-                scene.pause(1, UNNOTICED);
-                master.cont()?;
+                keys::stand_still(scene, master, UNNOTICED)?;
             }
             _ => return unknown(wound),
         }

@@ -13,7 +13,7 @@ pub(crate) type Nonce = Box<[u8]>;
 
 /// The start of all keys of a lock.
 pub(crate) fn line(prefix: &str, key: &Key) -> String {
-    format!("{prefix}{key}/")
+    [prefix, key.as_str(), "/"].concat()
 }
 
 /// The end of a contender's own key. No lease id of another library looks like it: those have 16 digits at most.

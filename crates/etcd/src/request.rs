@@ -129,13 +129,22 @@ impl Request {
         }
     }
 
+    /// Whether [`Request::flat`] has something.
+    pub(crate) const fn is_flat(&self) -> bool {
+        match self {
+            Self::Ask(ask) => ask.queue && !ask.again,
+            Self::Delete { .. } => true,
+            Self::Cut { .. } | Self::Write(_) => false,
+        }
+    }
+
     /// The condition under which it is sure to be carried out, with the operations and how many they are: for what succeeds nearly always, so that many
     /// can go into one transaction without a part of their own, which costs the server half as much.
     ///
     /// `free`: nobody is expected under the name. Then that is the condition, and the line is not read, which costs the server more than all the rest.
     pub(crate) fn flat(&self, free: bool) -> Option<(Option<Compare>, Vec<TxnOp>)> {
         match self {
-            Self::Ask(ask) if ask.queue && !ask.again => Some(if free {
+            Self::Ask(ask) if self.is_flat() => Some(if free {
                 (Some(ask.nobody()), vec![ask.put()])
             } else {
                 (Some(ask.condition()), ask.ops().into())

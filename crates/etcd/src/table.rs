@@ -111,7 +111,7 @@ impl Place {
     }
 
     pub(crate) fn own(&self) -> String {
-        format!("{}{}", self.line, String::from_utf8_lossy(&self.nonce))
+        [&*self.line, &*String::from_utf8_lossy(&self.nonce)].concat()
     }
 }
 

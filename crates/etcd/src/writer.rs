@@ -7,16 +7,17 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use etcd_client::Txn;
+use etcd_client::{Client, ResponseHeader, Txn, TxnResponse};
 use futures_util::FutureExt as _;
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, mpsc, oneshot},
+    task::yield_now,
     time::timeout,
 };
 
@@ -48,6 +49,8 @@ pub(crate) struct Writer {
 struct Line {
     turn: Semaphore,
     queued: AtomicUsize,
+    /// Several went into the last transaction: they had their answers at once, and are about to come again together.
+    crowded: AtomicBool,
 }
 
 /// The lines in which somebody else was seen last: whoever asks there reads them.
@@ -83,15 +86,20 @@ struct Pending {
 impl Writer {
     pub(crate) fn start(members: Arc<Members>, runtime: &Handle) -> Self {
         let (tx, rx) = mpsc::channel(QUEUE);
-        let line = Arc::new(Line { turn: Semaphore::new(1), queued: AtomicUsize::new(0) });
+        let line = Arc::new(Line {
+            turn: Semaphore::new(1),
+            queued: AtomicUsize::new(0),
+            crowded: AtomicBool::new(false),
+        });
         runtime.spawn(write(Arc::clone(&members), rx, Arc::clone(&line)));
         Self { members, tx, line }
     }
 
     /// Makes a request, and waits for its answer.
     pub(crate) async fn send(&self, request: Request) -> Result<Answered<Reply>, Failure> {
-        // Nobody who came before is overtaken.
-        if self.line.queued.load(Ordering::Acquire) == 0
+        // Nobody who came before is overtaken. And the first of many does not go alone: the others would have to wait for it.
+        if !self.line.crowded.load(Ordering::Acquire)
+            && self.line.queued.load(Ordering::Acquire) == 0
             && let Ok(_turn) = self.line.turn.try_acquire()
         {
             return alone(&self.members, &request).await;
@@ -112,10 +120,7 @@ async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>, line: Arc
         waiting.push_back(pending);
         let _turn = timeout(PATIENCE, line.turn.acquire()).await;
         while !waiting.is_empty() {
-            while waiting.len() < QUEUE {
-                let Ok(pending) = rx.try_recv() else { break };
-                waiting.push_back(pending);
-            }
+            gather(&mut rx, &mut waiting, line.crowded.load(Ordering::Acquire)).await;
             let mut batch = choose(&mut waiting);
             let count = batch.len();
             // Deletes come first, so that who asks in the same transaction does not find what they delete.
@@ -124,7 +129,25 @@ async fn write(members: Arc<Members>, mut rx: mpsc::Receiver<Pending>, line: Arc
             let carried_out =
                 AssertUnwindSafe(carry_out(&members, batch, &mut crowd)).catch_unwind().await;
             drop(carried_out);
+            line.crowded.store(1 < count, Ordering::Release);
             line.queued.fetch_sub(count, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Takes in what has come; where many come together, also those who are still on their way.
+async fn gather(rx: &mut mpsc::Receiver<Pending>, waiting: &mut VecDeque<Pending>, crowded: bool) {
+    loop {
+        if crowded {
+            yield_now().await;
+        }
+        let before = waiting.len();
+        while waiting.len() < QUEUE {
+            let Ok(pending) = rx.try_recv() else { break };
+            waiting.push_back(pending);
+        }
+        if !crowded || waiting.len() == before || OPERATIONS <= waiting.len() {
+            return;
         }
     }
 }
@@ -160,7 +183,7 @@ fn choose(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
 
 async fn carry_out(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
     let (batch, single): (Vec<_>, Vec<_>) =
-        batch.into_iter().partition(|pending| pending.request.flat(false).is_some());
+        batch.into_iter().partition(|pending| pending.request.is_flat());
     if batch.len() < 2 {
         return one_by_one(members, batch.into_iter().chain(single), false).await;
     }
@@ -178,14 +201,11 @@ async fn together(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
     let mut free: Vec<bool> = batch.iter().map(|one| expected(&one.request)).collect();
     let mut before = false;
     loop {
-        let txn = flat(&batch, &free);
-        let sent = members.call(|client| {
-            let txn = txn.clone();
-            async move { client.kv_client().txn(txn).await }
-        });
+        let requests = batch.iter().map(|pending| &pending.request);
+        let sent = transact(members, || flat(requests.clone().zip(free.iter().copied())));
         match sent.await {
             Ok(Answered { answer, ambiguous }) if answer.succeeded() => {
-                let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+                let revision = revision(&answer);
                 let mut parts = parts(&answer);
                 let ambiguous = ambiguous || before;
                 for (Pending { request, reply }, free) in batch.into_iter().zip(free) {
@@ -221,11 +241,11 @@ async fn together(members: &Members, batch: Vec<Pending>, crowd: &mut Crowd) {
     }
 }
 
-/// One transaction of many requests, each without a part of its own.
-fn flat(batch: &[Pending], free: &[bool]) -> Txn {
+/// One transaction of requests, each without a part of its own.
+fn flat<'a>(requests: impl IntoIterator<Item = (&'a Request, bool)>) -> Txn {
     let (mut conditions, mut ops) = (Vec::new(), Vec::new());
-    for (pending, free) in batch.iter().zip(free) {
-        let (condition, own) = pending.request.flat(*free).unwrap_or_default();
+    for (request, free) in requests {
+        let (condition, own) = request.flat(free).unwrap_or_default();
         conditions.extend(condition);
         ops.extend(own);
     }
@@ -251,14 +271,37 @@ async fn alone(members: &Members, request: &Request) -> Result<Answered<Reply>, 
         let Answered { answer, ambiguous } = sent.await?;
         return Ok(Answered { answer: deleted(&answer), ambiguous });
     }
-    let txn = request.txn();
-    let sent = members.call(|client| {
-        let txn = txn.clone();
+    let mut before = false;
+    // What succeeds nearly always goes without the part for when it does not, which would cost as much as the rest.
+    if request.is_flat() {
+        let Answered { answer, ambiguous } = transact(members, || flat([(request, false)])).await?;
+        if answer.succeeded() {
+            let revision = revision(&answer);
+            let answer = request.read_flat(false, &mut parts(&answer)?, revision)?;
+            return Ok(Answered { answer, ambiguous });
+        }
+        before = ambiguous;
+    }
+    let sent = transact(members, || request.txn()).await;
+    let Answered { answer, ambiguous } = sent.map_err(|failure| failure.after(before))?;
+    let answer = request.read(&answer, revision(&answer))?;
+    Ok(Answered { answer, ambiguous: ambiguous || before })
+}
+
+/// Makes a transaction, anew for each attempt.
+async fn transact(
+    members: &Members,
+    txn: impl Fn() -> Txn + Send + Sync,
+) -> Result<Answered<TxnResponse>, Failure> {
+    let attempt = |client: Arc<Client>| {
+        let txn = txn();
         async move { client.kv_client().txn(txn).await }
-    });
-    let Answered { answer, ambiguous } = sent.await?;
-    let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-    Ok(Answered { answer: request.read(&answer, revision)?, ambiguous })
+    };
+    members.call(attempt).await
+}
+
+fn revision(answer: &TxnResponse) -> i64 {
+    answer.header().map_or(0, ResponseHeader::revision)
 }
 
 #[cfg(test)]

@@ -52,3 +52,27 @@ async fn those_who_ask_together_find_who_is_there_already() {
         eventually("nothing of ours is left", || keys(&server, "k") == [longer.clone()]).await;
     }
 }
+
+#[tokio::test]
+async fn those_who_come_together_again_and_again_share_every_transaction() {
+    const CYCLES: u32 = 20;
+    let server = server();
+    let client = client(&server.url()).await;
+    client.mutex("warm").lock().await.unwrap().release().await.unwrap();
+    let before = proposals(&server);
+    let tasks: Vec<_> = (0..16)
+        .map(|number| {
+            let mutex = client.mutex(format!("k{number}"));
+            tokio::spawn(async move {
+                for _ in 0..CYCLES {
+                    mutex.lock().await.unwrap().release().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        common::soon(task).await.unwrap();
+    }
+    let each = (proposals(&server) - before) / f64::from(CYCLES);
+    assert!(each < 2.5, "{each} proposals for each cycle of all");
+}
