@@ -73,11 +73,17 @@ pub enum Bug {
     NoRest,
     /// What another library wrote counts for nothing.
     StrangerIgnored,
+    /// A renewal that finds another grant than the holder's takes it for its own.
+    AnotherGrant,
+    /// Who reads looks at no writer.
+    ReadersPassWriters,
+    /// Who wants permits counts the holders before it, not their permits.
+    PermitsCountHolders,
 }
 
 impl Bug {
     /// All of them, with the store in which each lives.
-    pub const ALL: [(Self, Store); 33] = [
+    pub const ALL: [(Self, Store); 36] = [
         (Self::DeadlineFromReply, Store::Redis),
         (Self::DeadlineFromReply, Store::Etcd),
         (Self::DeadlineFromPush, Store::Redis),
@@ -111,6 +117,9 @@ impl Bug {
         (Self::RunsUnlocked, Store::Etcd),
         (Self::NoRest, Store::Redis),
         (Self::StrangerIgnored, Store::Redis),
+        (Self::AnotherGrant, Store::Redis),
+        (Self::ReadersPassWriters, Store::Etcd),
+        (Self::PermitsCountHolders, Store::Etcd),
     ];
 
     /// Whether it leaves things behind by the way it is made here, so that this alone catches nothing.
@@ -121,8 +130,9 @@ impl Bug {
 
     /// Puts it between a store and the core, if it lives there.
     pub(crate) fn wrap(self, backend: AnyBackend) -> AnyBackend {
-        let (answers, failed, polls) = (Arc::default(), Arc::default(), Arc::default());
-        AnyBackend::new(Mutant { bug: self, inner: backend, answers, failed, polls })
+        let (answers, failed) = (Arc::default(), Arc::default());
+        let (polls, tokens) = (Arc::default(), Arc::default());
+        AnyBackend::new(Mutant { bug: self, inner: backend, answers, failed, polls, tokens })
     }
 }
 
@@ -137,6 +147,8 @@ struct Mutant {
     failed: Arc<Mutex<BTreeSet<String>>>,
     /// How often a waiter was told to wait.
     polls: Arc<Mutex<BTreeMap<Owner, u32>>>,
+    /// What a renewal found first.
+    tokens: Arc<Mutex<BTreeMap<Owner, FencingToken>>>,
 }
 
 impl Mutant {
@@ -169,6 +181,16 @@ impl Mutant {
             0..=3 => standing,
             _ => Standing::Held(Lease::new(FencingToken::new(1))),
         }
+    }
+
+    /// What it finds is what it had.
+    fn same(&self, owner: Owner, standing: Standing) -> Standing {
+        let Standing::Held(lease) = standing else { return standing };
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = *tokens.entry(owner).or_insert_with(|| lease.token());
+        let same = Lease::new(token).with_spare(lease.spare());
+        let same = lease.ttl().map_or(same, |ttl| same.with_ttl(ttl));
+        Standing::Held(lease.since().map_or(same, |since| same.with_since(since)))
     }
 
     /// What stands for a lock whose renewal failed once; none where that does not matter.
@@ -246,6 +268,7 @@ impl Backend for Mutant {
                 (Bug::UnconfirmedRenewal, Err(error)) => {
                     self.answers().get(&asked).copied().ok_or(error)
                 }
+                (Bug::AnotherGrant, Ok(standing)) => Ok(self.same(renewal.claim.owner(), standing)),
                 (Bug::RunsUnlocked, Ok(standing)) => Ok(self.go_on(&renewal.claim, standing)),
                 (_, answer) => answer.map(|standing| self.patient(standing)),
             });
