@@ -24,13 +24,15 @@ const EXACT: i64 = 1 << 53;
 struct Lock {
     server: RedisServer,
     to: Connection,
+    /// What the scripts take for the time, in microseconds, where a test wants to meet a moment.
+    time: Option<i64>,
 }
 
 impl Lock {
     fn new() -> Self {
         let server = RedisServer::start(&[]).unwrap();
         let to = server.connection().unwrap();
-        Self { server, to }
+        Self { server, to, time: None }
     }
 
     fn command(&mut self, words: &str) -> String {
@@ -45,9 +47,13 @@ impl Lock {
         keys: &[&str],
         args: &[&str],
     ) -> Result<String, String> {
-        let source = str::from_utf8(script.source()).unwrap();
+        let mut source = str::from_utf8(script.source()).unwrap().to_owned();
+        if let Some(time) = self.time {
+            let (seconds, micros) = (time / 1_000_000, time % 1_000_000);
+            source = source.replace("call('TIME')", &format!("{{'{seconds}', '{micros}'}}"));
+        }
         let count = keys.len().to_string();
-        let words = [&["EVAL", source, &count], keys, args].concat();
+        let words = [&["EVAL", &source, &count], keys, args].concat();
         let answer = self.to.command(&words).map_err(|error| error.to_string())?;
         Ok(answer.to_string().replace('\n', " "))
     }
@@ -58,6 +64,9 @@ impl Lock {
 
     /// In microseconds.
     fn now(&mut self) -> i64 {
+        if let Some(time) = self.time {
+            return time;
+        }
         let time = self.command("TIME");
         let (seconds, micros) = time.split_once('\n').unwrap();
         seconds.parse::<i64>().unwrap() * 1_000_000 + micros.parse::<i64>().unwrap()
@@ -240,9 +249,11 @@ fn one_token_behind_a_line_is_the_time() {
 #[test]
 fn a_holder_that_asks_again_has_the_longer_ttl_and_its_new_words() {
     let mut lock = Lock::new();
-    for (asked, has) in [(30_000, 50_000), (90_000, 90_000)] {
+    for (asked, has, left) in
+        [(30_000, 50_000, 20_000), (90_000, 90_000, 20_000), (30_000, 50_000, 900_000)]
+    {
         lock.held(A, R, 50000);
-        lock.command("PEXPIRE lock 20000");
+        lock.command(&format!("PEXPIRE lock {left}"));
         // A change of what is there is not refused for want of memory.
         lock.full(true);
         let answer = lock.acquire(A, asked, 1, "j1110000").unwrap();
@@ -269,6 +280,7 @@ fn who_comes_to_a_held_lock_stands_in_line() {
     let answer = lock.acquire(B, 40000, 2, "t1110000").unwrap();
     let words: Vec<&str> = answer.split(' ').collect();
     assert_eq!((words[0], words[3], lock.line().as_str()), ("busy", "1", ""));
+    let mut news = true;
     for (owner, rank) in [(B, 0), (C, 1), (B, 0)] {
         let answer = lock.acquire(owner, 40000, 2, "j1110000").unwrap();
         let words: Vec<&str> = answer.split(' ').collect();
@@ -281,12 +293,14 @@ fn who_comes_to_a_held_lock_stands_in_line() {
         lock.lives("places", 60_000);
         lock.command("PERSIST line");
         lock.command("PERSIST places");
+        // Of the first one alone.
+        let told = if std::mem::take(&mut news) { vec![format!("c:{A}")] } else { vec![] };
+        assert_eq!(ears.heard(&mut lock), told);
     }
     lock.lives_again();
     assert_eq!(lock.line(), format!("{B} {C}"));
     assert_eq!(lock.command(&format!("HGET places {C}i")), format!("{P}:1:40000:2:w"));
     assert_eq!(lock.command("HGET places #"), "2");
-    assert_eq!(ears.heard(&mut lock), [format!("c:{A}")], "of the first one alone");
 }
 
 impl Lock {
@@ -345,6 +359,8 @@ fn a_release_without_a_line_deletes_and_gives_tokens_back() {
         (P, "59", "0", "99", false),
         (P, "59", "1", "59", false),
         (P, "7", "0", "99", false),
+        (P, "49", "0", "99", false),
+        (P, "50", "0", "50", false),
         (P, "0", "1", "59", false),
         (R, "", "0", "99", true),
         (R, "57", "0", "57", true),
@@ -370,12 +386,49 @@ fn who_has_nothing_takes_nothing_away() {
     lock.held(A, P, 50000);
     lock.place(B, 1, 50000, &format!("{P}:0:50000:1:w"));
     lock.place(C, 2, 50000, &format!("{P}:0:50000:1:w"));
+    lock.command("HSET places # 2");
     let other = "d".repeat(32);
     assert_eq!(lock.release(&other, "", "0", "0"), "0");
-    assert_eq!(lock.places(), format!("{B} {B}i {C} {C}i"));
+    assert_eq!(lock.places(), format!("# {B} {B}i {C} {C}i"));
     assert_eq!(lock.release(B, "", "0", "0"), "1");
-    assert_eq!((lock.line(), lock.places()), (C.to_owned(), format!("{C} {C}i")));
+    assert_eq!((lock.line(), lock.places()), (C.to_owned(), format!("# {C} {C}i")));
     assert_eq!(lock.release(C, "", "0", "0"), "1");
     assert_eq!(lock.command("EXISTS line places"), "0");
     assert_eq!(lock.get("lock"), format!("dl1:{A}:{P}:50:59:50000:w"));
+}
+
+#[test]
+fn no_token_comes_twice_in_the_same_moment() {
+    let mut lock = Lock::new();
+    let now = lock.now();
+    lock.time = Some(now);
+    // At once, and where a line has to be looked at first.
+    for (dead, size) in [(false, 1), (false, 2), (true, 1), (true, 2)] {
+        for (fence, first) in [(now - 1, now), (now, now + 1), (now + 1, now + 2)] {
+            lock.command("DEL lock line places");
+            if dead {
+                lock.place(B, 1, -1000, &format!("{P}:0:50000:1:w"));
+            }
+            lock.command(&format!("SET fence {fence}"));
+            lock.acquire(A, 50000, size, "j1110000").unwrap();
+            let held = format!("dl1:{A}:{P}:{first}:{}:50000:w", first + size - 1);
+            assert_eq!(lock.get("lock"), held, "{dead}, {size}");
+        }
+    }
+}
+
+#[test]
+fn what_comes_at_the_last_moment_is_in_time() {
+    let mut lock = Lock::new();
+    let now = lock.now();
+    let (head, limit) = (format!("dl1:{A}:{P}:"), now.to_string());
+    for (time, is_late) in [(now, false), (now + 1, true)] {
+        lock.time = Some(time);
+        lock.command("DEL lock");
+        let args = [&head, "50000", "90000", "1", &limit, "w", "j1110000"];
+        assert_eq!(lock.eval(&ACQUIRE, &args).starts_with("late"), is_late);
+        lock.held(A, P, 50_000);
+        let args = [A, "20000", "w", &limit, "1", "10000"];
+        assert_eq!(lock.eval(&CHANGE, &args).starts_with("late"), is_late);
+    }
 }

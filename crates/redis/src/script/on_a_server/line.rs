@@ -23,6 +23,7 @@ fn a_release_grants_to_the_next() {
         if others {
             lock.place(C, 2, 50000, &wants(R));
         }
+        lock.command("HSET places # 2");
         let mut ears = lock.hear(R);
         let before = lock.now();
         assert_eq!(lock.release(A, &(AHEAD + 4).to_string(), "0", "0"), "1");
@@ -42,7 +43,7 @@ fn a_release_grants_to_the_next() {
         let at: i64 = words[2].parse().unwrap();
         assert!(before <= at && at <= lock.now(), "{told}");
         let left = if others {
-            (C.to_owned(), format!("{C} {C}i"))
+            (C.to_owned(), format!("# {C} {C}i"))
         } else {
             (String::new(), String::new())
         };
@@ -77,6 +78,8 @@ fn a_release_that_meets_the_dead_deletes_and_gives_tokens_back() {
         ("59", "0", "99"),
         ("7", "0", "99"),
         ("7", "1", "59"),
+        ("49", "0", "99"),
+        ("50", "0", "50"),
     ] {
         lock.held(A, P, 50000);
         lock.command("SET fence 99");
@@ -99,9 +102,10 @@ fn so_many_dead_are_passed_over_at_a_time() {
             lock.command(&format!("ZADD line {n} {n:032}"));
         }
         lock.place(B, 600, 50000, &wants(R));
+        lock.place(C, 601, 50000, &wants(R));
     };
     // One, and eight times 64.
-    let left = (600 + 1 - 513).to_string();
+    let left = (600 + 2 - 513).to_string();
     lock.held(A, P, 50000);
     crowd(&mut lock);
     assert_eq!(lock.release(A, "", "0", "0"), "3", "it had it, and that is to be said again");
@@ -114,7 +118,6 @@ fn so_many_dead_are_passed_over_at_a_time() {
     assert_eq!(lock.release(A, "", "0", "0"), "2");
     lock.command("DEL lock");
     crowd(&mut lock);
-    lock.place(C, 601, 50000, &wants(R));
     assert_eq!(lock.release(C, "", "0", "0"), "3", "it had a place");
     // Who asks in the meantime waits: the head of the line may be alive.
     crowd(&mut lock);
@@ -128,7 +131,10 @@ fn only_who_is_believed_to_live_is_granted_anything() {
     for (lives, what, is_granted) in [
         (50000, wants(R), true),
         (-1000, wants(R), false),
+        (0, wants(R), true),
+        (-1, wants(R), false),
         (60_000, wants(R), true),
+        (60_001, wants(R), false),
         // As after a step back of the clock.
         (70_000, wants(R), false),
         (50000, "nonsense".to_owned(), false),
@@ -136,6 +142,7 @@ fn only_who_is_believed_to_live_is_granted_anything() {
         (50000, format!("{R}:1:50000:2:words"), false),
     ] {
         let mut lock = Lock::new();
+        lock.time = Some(lock.now());
         lock.held(A, P, 50000);
         lock.place(B, 1, lives, &what);
         lock.place(C, 2, 50000, &wants(P));
