@@ -244,10 +244,13 @@ fn a_change_writes_what_is_held_and_what_is_waited_for() {
         assert_eq!(lock.get("fence"), fence);
         lock.lives("fence", if fence == "99" { 100_000 } else { ttl } + IDLE);
     }
-    lock.place(B, 1, 50000, &wants(P));
+    // Alive, but deaf.
+    lock.place(B, 1, 50000, &format!("{P}:1:50000:2:words"));
     lock.place(C, 2, 50000, &format!("{R}:1:50000:7:words"));
     assert_eq!(change(&mut lock, A, "50000"), "held NOW 50 59 50000 2");
+    lock.full(true);
     let answer = change(&mut lock, C, "80000");
+    lock.full(false);
     let words: Vec<&str> = answer.split(' ').collect();
     assert_eq!((words[0], &words[3..]), ("queued", &["1", "1"][..]), "{answer}");
     assert_eq!(lock.command(&format!("HGET places {C}i")), format!("{R}:1:80000:7:new"));
@@ -256,9 +259,8 @@ fn a_change_writes_what_is_held_and_what_is_waited_for() {
     let other = "d".repeat(32);
     assert_eq!(change(&mut lock, &other, "80000"), "gone NOW");
     assert_eq!(lock.line(), format!("{B} {C}"));
-    // The lock is free, and it is its turn: it has it as was asked for now.
+    // The lock is free, and who stands before it is passed over: it has it as was asked for now.
     lock.command("DEL lock");
-    lock.command(&format!("ZREM line {B}"));
     let answer = change(&mut lock, C, "70000");
     let words: Vec<&str> = answer.split(' ').collect();
     assert_eq!((words[0], &words[4..]), ("held", &["70000", "0"][..]), "{answer}");
@@ -312,7 +314,7 @@ fn a_renewal_extends_what_is_its_own() {
     lock.lives("lock1", 900_000);
     lock.lives("lock2", 1_000_000);
     let gone = lock.try_eval(&RENEW, &["lock", "line"], &[A]).unwrap();
-    assert_eq!((gone.as_str(), lock.command("EXISTS lock").as_str()), ("0", "0"));
+    assert_eq!((gone.as_str(), lock.command("EXISTS lock").as_str()), ("[0]", "0"));
 }
 
 #[test]
@@ -327,25 +329,101 @@ fn who_looks_on_sees_it_all() {
 }
 
 #[test]
-fn one_of_many_that_fails_takes_no_other_with_it() {
+fn who_comes_when_the_lock_goes_to_another_waits_for_that_one() {
     let mut lock = Lock::new();
-    let keys: Vec<String> = (0..3).flat_map(|n| KEYS.map(|key| format!("{key}{n}"))).collect();
+    lock.place(B, 1, 50_000, &wants(P));
+    let answer = lock.acquire(A, 50_000, 1, "j1110000").unwrap();
+    let words: Vec<&str> = answer.split(' ').collect();
+    assert_eq!((words[0], &words[3..]), ("queued", &["1", "0"][..]), "{answer}");
+    assert!(30_000 < words[2].parse::<i64>().unwrap(), "{answer}");
+    assert_eq!(lock.get("lock").split(':').nth(1), Some(B));
+}
+
+#[test]
+fn a_poll_passes_over_who_cannot_hear() {
+    let mut lock = Lock::new();
+    lock.command(&format!("SET fence {AHEAD}"));
+    lock.place(B, 1, 50_000, &format!("{R}:1:50000:2:words"));
+    lock.place(C, 2, 50_000, &wants(P));
+    let before = lock.now();
+    let answer = lock.eval(&POLL, &["1", "10000", C]);
+    let now: i64 = answer.split(' ').next().unwrap().parse().unwrap();
+    assert!(before <= now && now <= lock.now(), "{answer}");
+    let tokens = (AHEAD + 1, AHEAD + 2);
+    assert_eq!(from(&answer, 1), format!("held {} {} 50000 0", tokens.0, tokens.1));
+    assert_eq!(lock.get("fence"), tokens.1.to_string());
+}
+
+/// The four keys of each of so many locks.
+fn keys(locks: usize) -> Vec<String> {
+    (0..locks).flat_map(|n| KEYS.map(|key| format!("{key}{n}"))).collect()
+}
+
+#[test]
+fn of_many_each_is_asked_for_in_its_own_way_and_one_that_fails_takes_no_other_with_it() {
+    let mut lock = Lock::new();
+    let (keys, hears) = (keys(4), format!("{R}:1:50000:2:words"));
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     lock.command("RPUSH lock1 x");
+    for n in 2..4 {
+        lock.command(&format!("SET lock{n} dl1:{B}:{P}:50:59:50000:w PX 50000"));
+    }
     let (head, late) = (format!("dl1:{A}:{P}:"), (lock.now() + 9_000_000).to_string());
-    let asks = |ttl, words| [head.as_str(), ttl, "90000", "1", late.as_str(), words, "j1110000"];
-    let args = [asks("50000", "a"), asks("60000", "b"), asks("70000", "c")].concat();
-    let answer = lock.try_eval(&ACQUIRE, &keys, &args).unwrap();
-    assert_eq!(answer.split(' ').count(), 3, "{answer}");
-    assert!(lock.get("lock0").ends_with(":50000:a") && lock.get("lock2").ends_with(":70000:c"));
-    let used = lock.get("fence2");
+    let asks =
+        |ttl, size, words, rest| [head.as_str(), ttl, "90000", size, late.as_str(), words, rest];
     let args = [
-        [head.as_str(), "", "0", "0", "1"],
-        [&head, "", "0", "0", "1"],
-        [&head, &used, "40000", "0", "1"],
+        asks("50000", "2", "a", "j1010000"),
+        asks("60000", "3", "b", "j1010000"),
+        asks("70000", "4", "c", "j1120000"),
+        asks("80000", "5", "d", "t1030000"),
     ];
-    let answer = lock.try_eval(&RELEASE, &keys, &args.concat()).unwrap();
-    assert_eq!(answer, "1  1");
-    assert_eq!(lock.command("EXISTS lock0 lock2"), "1");
-    assert!(lock.get("lock2").ends_with(&format!("{used}:40000:")));
+    let answer = lock.try_eval(&ACQUIRE, &keys, &args.concat()).unwrap();
+    let answers: Vec<&str> = answer.split(' ').collect();
+    assert_eq!((answers[1], answers[2], answers[7]), ("", "queued", "busy"), "{answer}");
+    let held = lock.get("lock0");
+    let words: Vec<&str> = held.split(':').collect();
+    assert_eq!((words[4], &words[5..]), (lock.get("fence0").as_str(), &["50000", "a"][..]));
+    lock.lives("fence0", 90_000);
+    assert_eq!(lock.command(&format!("HGET places2 {A}i")), format!("{P}:1:70000:4:c"));
+    let lives: i64 = lock.command(&format!("HGET places2 {A}")).parse().unwrap();
+    assert_eq!(lives, answers[3].parse::<i64>().unwrap() / 1000 + 20_000);
+    assert_eq!(lock.command("ZCARD line2"), "1");
+    assert_eq!(lock.command("EXISTS line0 line1 line3 places0 places3"), "0");
+    lock.command("FLUSHALL");
+    lock.command("RPUSH lock1 x");
+    for n in [0, 2, 3] {
+        lock.command(&format!("SET lock{n} dl1:{A}:{P}:50:59:50000:w PX 50000"));
+        lock.command(&format!("SET fence{n} 99"));
+        let until = lock.now() / 1000 + 50_000;
+        lock.command(&format!("ZADD line{n} 1 {B}"));
+        lock.command(&format!("HSET places{n} {B} {until} {B}i {hears}"));
+    }
+    let args = [
+        // Nobody who hears: the rest of its tokens is given back.
+        [head.as_str(), "57", "0", "0", "1"],
+        [&head, "", "0", "0", "1"],
+        // In a cluster, where it is not known who hears.
+        [&head, "58", "0", "0", "0"],
+        [&head, "56", "40000", "0", "1"],
+    ];
+    assert_eq!(lock.try_eval(&RELEASE, &keys, &args.concat()).unwrap(), "1  1 1");
+    assert_eq!((lock.get("lock0").as_str(), lock.get("fence0").as_str()), ("", "57"));
+    assert_eq!(lock.command("EXISTS line0 places0 line2 places2"), "0");
+    let granted = lock.get("lock2");
+    let words: Vec<&str> = granted.split(':').collect();
+    assert_eq!((words[1], words[4]), (B, lock.get("fence2").as_str()), "{granted}");
+    assert!(lock.get("lock3").ends_with(":56:40000:"));
+    assert_eq!(
+        (lock.get("fence3"), lock.command("ZCARD line3")),
+        ("56".to_owned(), "1".to_owned())
+    );
+    // And whether the counter may have expired.
+    for n in [0, 1] {
+        lock.command(&format!("DEL lock{n}"));
+        lock.command(&format!("SET lock{n} dl1:{A}:{P}:50:59:50000:w PX 50000"));
+        lock.command(&format!("SET fence{n} 99"));
+    }
+    let args = [[head.as_str(), "", "0", "1", "1"], [&head, "", "0", "0", "1"]];
+    assert_eq!(lock.try_eval(&RELEASE, &keys[..8], &args.concat()).unwrap(), "1 1");
+    assert_eq!((lock.get("fence0"), lock.get("fence1")), ("59".to_owned(), "99".to_owned()));
 }
