@@ -71,7 +71,8 @@ fn of_line(line: &str) -> Vec<(String, String)> {
         let negated = format!("{head}not ({condition}){tail}");
         changes.push((format!("not `{condition}`"), negated));
     }
-    for (start, token) in tokens(line) {
+    let tokens = tokens(line);
+    for (index, &(start, token)) in tokens.iter().enumerate() {
         let Some(other) = swap(token) else { continue };
         // A sign is no operation.
         let before = line[..start].trim_end();
@@ -79,9 +80,14 @@ fn of_line(line: &str) -> Vec<(String, String)> {
             continue;
         }
         let after = &line[start + token.len()..];
+        let same = |tokens: &[(usize, &str)]| tokens.iter().filter(|(_, t)| *t == token).count();
+        let which = match same(&tokens) {
+            1 => format!("`{token}`"),
+            _ => format!("`{token}` no. {}", same(&tokens[..=index])),
+        };
         let what = match other.as_str() {
-            "" => format!("`{code}` without `{token}`"),
-            _ => format!("`{token}` is `{other}` in `{code}`"),
+            "" => format!("`{code}` without {which}"),
+            _ => format!("{which} is `{other}` in `{code}`"),
         };
         changes.push((what, format!("{}{other}{after}", &line[..start])));
     }
@@ -205,5 +211,7 @@ mod tests {
         let [mutant] = &mutants[..] else { panic!("{mutants:?}") };
         assert_eq!((mutant.line, mutant.text.as_str()), (2, "local a = b\n\n"));
         assert_eq!(mutant.what, "without `return a`");
+        let twins = super::mutants("local a = b == 1, c == 1");
+        assert_eq!(twins[2].what, "`==` no. 2 is `~=` in `local a = b == 1, c == 1`");
     }
 }
