@@ -45,7 +45,7 @@ struct Tries {
 }
 
 /// Nobody asks for one claim more often in a second.
-const MOST: u32 = 250;
+const MOST: u32 = 100;
 
 impl Witness {
     pub(crate) fn new(inner: AnyBackend, world: &Arc<World>, alone: bool) -> Self {

@@ -115,3 +115,16 @@ fn shared_locks_are_shared_and_who_shares_too_much_is_caught() {
         assert_eq!(verdict.second_opinion.1, 0, "{bug:?}: {verdict}");
     }
 }
+
+#[test]
+fn a_bug_that_cannot_show_is_not_caught() {
+    // None of these runs is of semaphores, or of a store that another library uses without a line.
+    for (bug, store) in
+        [(Bug::PermitsCountHolders, Store::Redis), (Bug::StrangerIgnored, Store::Etcd)]
+    {
+        for seed in 1..=6 {
+            let verdict = run_with(store, seed, Some(bug)).verdict;
+            assert!(verdict.is_clean(), "{bug:?}, {store:?}, seed {seed}: {verdict}");
+        }
+    }
+}
