@@ -3,9 +3,10 @@
 use std::{collections::HashMap, ops::Range, time::Duration};
 
 use crate::{
-    Check, History, Opinion, Rules, Verdict,
+    Check, History, Mode, Opinion, Rules, Verdict,
+    rivals::Ongoing,
     session::{Belief, Excess, Scan, Session},
-    wgl::linearizable,
+    wgl::linearizable_in,
 };
 
 /// So many holds before and behind a violation go to the second judge.
@@ -129,21 +130,26 @@ impl Judge<'_> {
 
     /// `sessions`: of one key, by their start.
     fn exclusion(&mut self, sessions: &[Session]) {
-        let mut front: Option<&Session> = None;
+        let mut holders = Ongoing::default();
+        // Of those who came before, by the kind of their mode.
+        let mut ends = [0; 3];
         for (index, session) in sessions.iter().enumerate() {
-            let Some(before) = front else {
-                front = Some(session);
+            self.count_grant(session, &ends);
+            ends[session.mode.kind()] = ends[session.mode.kind()].max(session.end);
+            let rivals = holders.rivals(session, session.start);
+            if session.end <= session.start {
                 continue;
-            };
-            if session.invoke < before.end {
-                self.verdict.figures.contended += 1;
             }
-            if session.start < before.end && session.start < session.end {
-                let from = before.invoke.min(session.invoke);
-                let explained = self.faults.explain(session.k, from, session.start);
+            self.verdict.figures.together += u64::from(rivals.is_none() && !holders.is_empty());
+            if let Some(rivals) = rivals {
+                let explained = rivals.are_excused(|before| {
+                    let from = before.invoke.min(session.invoke);
+                    self.faults.explain(session.k, from, session.start)
+                });
                 if !explained {
                     self.ask_again(sessions, index);
                 }
+                let before = rivals.last().unwrap_or(session);
                 let text = format!(
                     "{} while {} holds it until {:.6} s",
                     who(session),
@@ -152,18 +158,30 @@ impl Judge<'_> {
                 );
                 self.report(Check::Exclusion, explained, session.start, session.k, text);
             }
-            if before.end < session.end {
-                front = Some(session);
-            }
+            holders.add(session.end, session);
+        }
+    }
+
+    fn count_grant(&mut self, session: &Session, ends: &[u64; 3]) {
+        let waited = session.mode.rival_kinds().any(|kind| session.invoke < ends[kind]);
+        let figures = &mut self.verdict.figures;
+        figures.contended += u64::from(waited);
+        match session.mode {
+            Mode::Exclusive => {}
+            Mode::Permits { .. } => figures.permits += 1,
+            Mode::Shared => figures.shared += 1,
         }
     }
 
     /// A lock that stays taken for a while after its release is nobody's until then.
     fn rests(&mut self, sessions: &[Session]) {
-        let mut front: Option<&Session> = None;
+        let mut resting = Ongoing::default();
         for session in sessions {
-            if let Some(before) = front.filter(|before| session.start < before.rest) {
-                let explained = self.faults.explain(session.k, before.start, session.start);
+            if let Some(rivals) = resting.rivals(session, session.start) {
+                let explained = rivals.are_excused(|before| {
+                    self.faults.explain(session.k, before.start, session.start)
+                });
+                let before = rivals.last().unwrap_or(session);
                 let rest = seconds(before.rest);
                 let text = format!(
                     "{} while {} leaves it taken until {rest:.6} s",
@@ -172,9 +190,7 @@ impl Judge<'_> {
                 );
                 self.report(Check::Exclusion, explained, session.start, session.k, text);
             }
-            if front.is_none_or(|before| before.rest < session.rest) {
-                front = Some(session);
-            }
+            resting.add(session.rest, session);
         }
     }
 
@@ -187,12 +203,13 @@ impl Judge<'_> {
         let start = sessions[index].start;
         let first = sessions[..index].iter().position(|before| start < before.end).unwrap_or(0);
         let range: Range<usize> = first.max(index.saturating_sub(WINDOW))..index + 1;
+        let hold = |session: &Session| (hold(session), session.mode);
         let mut holds: Vec<_> = sessions[range].iter().map(hold).collect();
         holds.push(hold(&sessions[first]));
         if first >= index.saturating_sub(WINDOW) {
             holds.pop();
         }
-        match linearizable(&holds) {
+        match linearizable_in(&holds) {
             Opinion::Impossible => *agrees += 1,
             Opinion::Possible | Opinion::TooLarge => *differs += 1,
         }
@@ -204,28 +221,34 @@ impl Judge<'_> {
             .filter_map(|session| session.work.map(|(enter, exit)| (enter, exit, session)))
             .collect();
         works.sort_by_key(|(enter, ..)| *enter);
-        let mut front: Option<(u64, &Session)> = None;
+        let (mut at_work, starvation) = (Ongoing::default(), self.starvation);
         for (enter, exit, session) in works {
-            if let Some((until, before)) = front
-                && enter < until
-                && enter < exit
-            {
-                let from = before.start.min(session.start);
-                let stalled = |of: &Session| self.scan.stalled(of.p, from, enter);
-                // What it knew was over, and it had no time to look.
-                let starved = |of: &Session| of.end <= enter && enter - of.end < self.starvation;
-                if [before, session].into_iter().any(|of| stalled(of) || starved(of)) {
+            if exit <= enter {
+                continue;
+            }
+            if let Some(rivals) = at_work.rivals(session, enter) {
+                let did_not_run = |before: &Session| {
+                    let from = before.start.min(session.start);
+                    let stalled = |of: &Session| self.scan.stalled(of.p, from, enter);
+                    // What it knew was over, and it had no time to look.
+                    let starved = |of: &Session| of.end <= enter && enter - of.end < starvation;
+                    [before, session].into_iter().any(|of| stalled(of) || starved(of))
+                };
+                let explained = |before: &Session| {
+                    let from = before.invoke.min(session.invoke);
+                    self.faults.explain(session.k, from, enter)
+                };
+                if rivals.are_excused(did_not_run) {
                     self.verdict.figures.paused_overlaps += 1;
                 } else {
-                    let from = before.invoke.min(session.invoke);
-                    let explained = self.faults.explain(session.k, from, enter);
+                    let explained =
+                        rivals.are_excused(|before| did_not_run(before) || explained(before));
+                    let before = rivals.last().unwrap_or(session);
                     let text = format!("{} works while {} does", who(session), who(before));
                     self.report(Check::Work, explained, enter, session.k, text);
                 }
             }
-            if front.is_none_or(|(until, _)| until < exit) {
-                front = Some((exit, session));
-            }
+            at_work.add(exit, session);
         }
     }
 
@@ -234,24 +257,28 @@ impl Judge<'_> {
         let mut by_end: Vec<usize> = (0..sessions.len()).collect();
         by_end.sort_by_key(|&index| (sessions[index].end, index));
         let mut ended = by_end.into_iter().peekable();
-        let mut highest: Option<&Session> = None;
+        // By the kind of their modes: of those who share a lock, one may hear late of an early grant.
+        let mut highest: [Option<&Session>; 3] = [None; 3];
         for (index, session) in sessions.iter().enumerate() {
             let is_over =
                 |before: &usize| (sessions[*before].end, *before) < (session.start, index);
             while let Some(before) = ended.next_if(is_over) {
                 let before = &sessions[before];
-                if highest.is_none_or(|high| high.fence < before.fence) {
-                    highest = Some(before);
+                let high = &mut highest[before.mode.kind()];
+                if high.is_none_or(|high| high.fence < before.fence) {
+                    *high = Some(before);
                 }
             }
-            let Some(before) = highest else { continue };
+            let rivals = session.mode.rival_kinds().filter_map(|kind| highest[kind]);
+            let Some(before) = rivals.max_by_key(|before| before.fence) else { continue };
             if session.fence.is_some() && session.fence < before.fence {
                 let explained = self.is_token_explained(before, session);
                 let text = format!("{} after {}", who(session), who(before));
                 self.report(Check::Fence, explained, session.start, session.k, text);
                 if explained {
                     // The store counts from here now.
-                    highest = Some(session);
+                    highest = [None; 3];
+                    highest[session.mode.kind()] = Some(session);
                 }
             }
         }
@@ -411,7 +438,12 @@ fn hold(session: &Session) -> [u64; 4] {
 fn who(session: &Session) -> String {
     let Session { p, c, start, fence, .. } = session;
     let token = fence.map_or_else(String::new, |fence| format!(" with token {fence}"));
-    format!("{p}/{c} (granted at {:.6} s{token})", seconds(*start))
+    let mode = match session.mode {
+        Mode::Exclusive => String::new(),
+        Mode::Permits { want, of } => format!(", {want} of {of} permits"),
+        Mode::Shared => ", shared".to_owned(),
+    };
+    format!("{p}/{c} (granted at {:.6} s{token}{mode})", seconds(*start))
 }
 
 fn seconds(t: u64) -> f64 {

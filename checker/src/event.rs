@@ -37,6 +37,28 @@ pub struct Event {
     /// somebody looked; with a release, until when the lock is to stay taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub v: Option<u64>,
+    /// How the client wants the lock, where it asks for it.
+    #[serde(default, skip_serializing_if = "Mode::is_exclusive")]
+    pub m: Mode,
+}
+
+/// How a client wants a lock.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::exhaustive_enums, reason = "a judge must know each")]
+pub enum Mode {
+    /// Alone.
+    #[default]
+    Exclusive,
+    /// Some of a number of permits.
+    Permits {
+        /// How many it wants.
+        want: u32,
+        /// How many there are.
+        of: u32,
+    },
+    /// Together with others who want the same.
+    Shared,
 }
 
 /// What happened.
@@ -86,7 +108,8 @@ impl Event {
     /// An event of this kind, with nothing else said.
     #[must_use]
     pub const fn new(t: u64, e: Kind) -> Self {
-        Self { t, p: 0, c: 0, k: String::new(), e, f: None, d: None, n: String::new(), v: None }
+        let m = Mode::Exclusive;
+        Self { t, p: 0, c: 0, k: String::new(), e, f: None, d: None, n: String::new(), v: None, m }
     }
 
     /// Of this client of this process.
@@ -131,6 +154,13 @@ impl Event {
         self
     }
 
+    /// In this mode.
+    #[must_use]
+    pub const fn mode(mut self, m: Mode) -> Self {
+        self.m = m;
+        self
+    }
+
     /// Reads a line.
     ///
     /// # Errors
@@ -145,6 +175,29 @@ impl Event {
     pub fn to_line(&self) -> String {
         // Numbers, strings and a name: nothing that JSON cannot say.
         serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+impl Mode {
+    /// Whether a lock can be held in this mode beside those who hold it in these.
+    #[must_use]
+    pub fn fits_beside(self, others: impl IntoIterator<Item = Self>) -> bool {
+        let mut others = others.into_iter();
+        match self {
+            Self::Exclusive => others.next().is_none(),
+            Self::Permits { want, of } => others
+                .try_fold(want, |taken, other| match other {
+                    Self::Permits { want, of: same } if same == of => taken.checked_add(want),
+                    _ => None,
+                })
+                .is_some_and(|taken| taken <= of),
+            Self::Shared => others.all(|other| other == Self::Shared),
+        }
+    }
+
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+    const fn is_exclusive(&self) -> bool {
+        matches!(self, Self::Exclusive)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io};
 
-use crate::{Event, Kind, ParseError};
+use crate::{Event, Kind, Mode, ParseError};
 
 /// What processes wrote down, in the order of time. Of two events of the same time, the one that was added first is first.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,7 @@ pub(crate) struct Entry {
     /// Of the name.
     pub(crate) n: u32,
     pub(crate) e: Kind,
+    pub(crate) m: Mode,
 }
 
 #[derive(Clone, Debug)]
@@ -62,8 +63,8 @@ impl History {
     /// Adds an event.
     pub fn push(&mut self, event: &Event) {
         let (k, n) = (self.names.number(&event.k), self.names.number(&event.n));
-        let Event { t, p, c, e, f, d, v, .. } = *event;
-        self.entries.push(Entry { t, f, d, v, p, c, k, n, e });
+        let Event { t, p, c, e, f, d, v, m, .. } = *event;
+        self.entries.push(Entry { t, f, d, v, p, c, k, n, e, m });
         self.sorted = false;
     }
 
@@ -143,8 +144,8 @@ impl History {
     }
 
     fn event(&self, entry: &Entry) -> Event {
-        let Entry { t, f, d, v, p, c, k, n, e } = *entry;
-        Event { t, p, c, k: self.name(k).to_owned(), e, f, d, n: self.name(n).to_owned(), v }
+        let Entry { t, f, d, v, p, c, k, n, e, m } = *entry;
+        Event { t, p, c, k: self.name(k).to_owned(), e, f, d, n: self.name(n).to_owned(), v, m }
     }
 }
 
@@ -158,6 +159,8 @@ mod tests {
         history.push(&Event::new(7, Kind::Granted).of(1, 2).key("a\"b").fence(9).deadline(10));
         history.push(&Event::new(3, Kind::Fault).name("failover"));
         history.push(&Event::new(3, Kind::Left).name("locks").value(0));
+        history.push(&Event::new(4, Kind::Invoke).mode(Mode::Permits { want: 1, of: 3 }));
+        history.push(&Event::new(5, Kind::Invoke).mode(Mode::Shared));
         let mut text = Vec::new();
         history.write(&mut text).unwrap();
         let text = String::from_utf8(text).unwrap();

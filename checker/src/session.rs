@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::{Check, History, Kind, Verdict, history::Entry};
+use crate::{Check, History, Kind, Mode, Verdict, history::Entry};
 
 /// One client's hold of one lock.
 #[derive(Clone, Copy, Debug)]
@@ -10,6 +10,7 @@ pub(crate) struct Session {
     pub(crate) k: u32,
     pub(crate) p: u32,
     pub(crate) c: u32,
+    pub(crate) mode: Mode,
     pub(crate) fence: Option<u64>,
     pub(crate) invoke: u64,
     pub(crate) start: u64,
@@ -27,6 +28,7 @@ pub(crate) struct Session {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acquire {
     pub(crate) k: u32,
+    pub(crate) mode: Mode,
     pub(crate) invoke: u64,
     pub(crate) done: Option<u64>,
     /// Its process died first.
@@ -140,7 +142,8 @@ impl Scan {
                     return Err("it has a lock already");
                 }
                 *actor = Actor { asking: Some(self.acquires.len()), ..Actor::default() };
-                self.acquires.push(Acquire { k, invoke: t, done: None, dead: false });
+                let mode = entry.m;
+                self.acquires.push(Acquire { k, mode, invoke: t, done: None, dead: false });
                 return Ok(());
             }
             Kind::Granted | Kind::Denied | Kind::Unknown => {
@@ -153,10 +156,10 @@ impl Scan {
                 if entry.e == Kind::Granted {
                     actor.session = Some(self.sessions.len());
                     let end = entry.d.unwrap_or(u64::MAX);
-                    let (fence, invoke) = (entry.f, acquire.invoke);
-                    let (back, rest, work) = (u64::MAX, 0, None);
+                    let (fence, invoke, mode) = (entry.f, acquire.invoke, acquire.mode);
+                    let (back, rest, work, start) = (u64::MAX, 0, None, t);
                     let session =
-                        Session { k, p, c, fence, invoke, start: t, end, back, rest, work };
+                        Session { k, p, c, mode, fence, invoke, start, end, back, rest, work };
                     self.sessions.push(session);
                     self.believe(k, p, end, t, "was granted");
                     self.compare(entry);

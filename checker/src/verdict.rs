@@ -59,6 +59,12 @@ pub struct Figures {
     pub grants: u64,
     /// Of these, by somebody who had to wait for somebody else.
     pub contended: u64,
+    /// Of these, of a shared lock.
+    pub shared: u64,
+    /// Of these, of permits.
+    pub permits: u64,
+    /// Of these, while others had the lock too, and were to have it.
+    pub together: u64,
     /// Holders that were told of a loss.
     pub losses: u64,
     /// Writes that were accepted, and that were refused.

@@ -73,11 +73,17 @@ pub enum Bug {
     NoRest,
     /// What another library wrote counts for nothing.
     StrangerIgnored,
+    /// A renewal that finds another grant than the holder's takes it for its own.
+    AnotherGrant,
+    /// Who reads looks at no writer.
+    ReadersPassWriters,
+    /// Who wants permits counts the holders before it, not their permits.
+    PermitsCountHolders,
 }
 
 impl Bug {
     /// All of them, with the store in which each lives.
-    pub const ALL: [(Self, Store); 33] = [
+    pub const ALL: [(Self, Store); 36] = [
         (Self::DeadlineFromReply, Store::Redis),
         (Self::DeadlineFromReply, Store::Etcd),
         (Self::DeadlineFromPush, Store::Redis),
@@ -111,6 +117,9 @@ impl Bug {
         (Self::RunsUnlocked, Store::Etcd),
         (Self::NoRest, Store::Redis),
         (Self::StrangerIgnored, Store::Redis),
+        (Self::AnotherGrant, Store::Redis),
+        (Self::ReadersPassWriters, Store::Etcd),
+        (Self::PermitsCountHolders, Store::Etcd),
     ];
 
     /// Whether it leaves things behind by the way it is made here, so that this alone catches nothing.
@@ -121,8 +130,9 @@ impl Bug {
 
     /// Puts it between a store and the core, if it lives there.
     pub(crate) fn wrap(self, backend: AnyBackend) -> AnyBackend {
-        let (answers, failed, polls) = (Arc::default(), Arc::default(), Arc::default());
-        AnyBackend::new(Mutant { bug: self, inner: backend, answers, failed, polls })
+        let (answers, failed) = (Arc::default(), Arc::default());
+        let (polls, tokens) = (Arc::default(), Arc::default());
+        AnyBackend::new(Mutant { bug: self, inner: backend, answers, failed, polls, tokens })
     }
 }
 
@@ -137,6 +147,8 @@ struct Mutant {
     failed: Arc<Mutex<BTreeSet<String>>>,
     /// How often a waiter was told to wait.
     polls: Arc<Mutex<BTreeMap<Owner, u32>>>,
+    /// What a renewal found first.
+    tokens: Arc<Mutex<BTreeMap<Owner, FencingToken>>>,
 }
 
 impl Mutant {
@@ -171,8 +183,59 @@ impl Mutant {
         }
     }
 
-    /// What stands for a lock whose renewal failed once; none where that does not matter.
+    /// What it finds is what it had.
+    fn same(&self, owner: Owner, standing: Standing) -> Standing {
+        let Standing::Held(lease) = standing else { return standing };
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = *tokens.entry(owner).or_insert_with(|| lease.token());
+        let same = Lease::new(token).with_spare(lease.spare());
+        let same = lease.ttl().map_or(same, |ttl| same.with_ttl(ttl));
+        Standing::Held(lease.since().map_or(same, |since| same.with_since(since)))
+    }
+
+    /// What a renewal is answered without the store.
+    fn said(&self, renewal: &Renewal) -> Option<Result<Standing, BackendError>> {
+        if self.bug == Bug::DeadlineFromReply
+            && let Some(standing) = self.answers().remove(&(renewal.claim.owner(), true))
+        {
+            return Some(Ok(standing));
+        }
+        let mark = self.mark(&renewal.claim)?;
+        self.failed().contains(&mark).then(|| Err(self.late()))
+    }
+
+    /// What becomes of the store's answer to a renewal.
+    fn bend(
+        &self,
+        renewal: &Renewal,
+        answer: Result<Standing, BackendError>,
+    ) -> Result<Standing, BackendError> {
+        let owner = renewal.claim.owner();
+        let asked = (owner, true);
+        if let (Some(mark), Err(_)) = (self.mark(&renewal.claim), &answer) {
+            self.failed().insert(mark);
+        }
+        match (self.bug, answer) {
+            (Bug::DeadlineFromReply, Ok(standing @ Standing::Held(_))) => {
+                self.answers().insert(asked, standing);
+                Err(self.late())
+            }
+            (Bug::UnconfirmedRenewal, Ok(standing @ Standing::Held(_))) => {
+                self.answers().insert(asked, standing);
+                Ok(standing)
+            }
+            (Bug::UnconfirmedRenewal, Err(error)) => {
+                self.answers().get(&asked).copied().ok_or(error)
+            }
+            (Bug::AnotherGrant, Ok(standing)) => Ok(self.same(owner, standing)),
+            (Bug::RunsUnlocked, Ok(standing)) => Ok(self.go_on(&renewal.claim, standing)),
+            (_, answer) => answer.map(|standing| self.patient(standing)),
+        }
+    }
+
+    /// What stands for a held lock whose renewal failed once; none where that does not matter.
     fn mark(&self, claim: &Claim) -> Option<String> {
+        claim.last_token()?;
         match self.bug {
             Bug::RenewalStops => Some(claim.owner().to_string()),
             Bug::RenewalStopsForName => Some(claim.key().as_str().to_owned()),
@@ -212,45 +275,21 @@ impl Backend for Mutant {
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Vec<Result<Standing, BackendError>> {
-        let mut answers = Vec::with_capacity(renewals.len());
-        for renewal in renewals {
-            let asked = (renewal.claim.owner(), true);
-            let said = match self.bug {
-                Bug::DeadlineFromReply => self.answers().remove(&asked),
-                _ => None,
-            };
-            if let Some(standing) = said {
-                answers.push(Ok(standing));
-                continue;
-            }
-            let held = renewal.claim.last_token().is_some();
-            let mark = self.mark(&renewal.claim).filter(|_| held);
-            if mark.as_ref().is_some_and(|mark| self.failed().contains(mark)) {
-                answers.push(Err(self.late()));
-                continue;
-            }
-            let answer = self.inner.renew(std::slice::from_ref(renewal)).await;
-            let answer = answer.into_iter().next().unwrap_or_else(|| Err(self.late()));
-            if let (Some(mark), Err(_)) = (mark, &answer) {
-                self.failed().insert(mark);
-            }
-            answers.push(match (self.bug, answer) {
-                (Bug::DeadlineFromReply, Ok(standing @ Standing::Held(_))) => {
-                    self.answers().insert(asked, standing);
-                    Err(self.late())
-                }
-                (Bug::UnconfirmedRenewal, Ok(standing @ Standing::Held(_))) => {
-                    self.answers().insert(asked, standing);
-                    Ok(standing)
-                }
-                (Bug::UnconfirmedRenewal, Err(error)) => {
-                    self.answers().get(&asked).copied().ok_or(error)
-                }
-                (Bug::RunsUnlocked, Ok(standing)) => Ok(self.go_on(&renewal.claim, standing)),
-                (_, answer) => answer.map(|standing| self.patient(standing)),
-            });
-        }
-        answers
+        let said: Vec<_> = renewals.iter().map(|renewal| self.said(renewal)).collect();
+        let asked = renewals.iter().zip(&said).filter(|(_, said)| said.is_none());
+        let asked: Vec<Renewal> = asked.map(|(renewal, _)| renewal.clone()).collect();
+        // All at once, as they came: who is asked late for one of them has nothing to do with a bug.
+        let answers = match asked.is_empty() {
+            true => Vec::new(),
+            false => self.inner.renew(&asked).await,
+        };
+        let mut answers = answers.into_iter();
+        let all = renewals.iter().zip(said);
+        all.map(|(renewal, said)| {
+            let mut answer = || answers.next().unwrap_or_else(|| Err(self.late()));
+            said.unwrap_or_else(|| self.bend(renewal, answer()))
+        })
+        .collect()
     }
 
     async fn release(&self, claim: &Claim) -> Result<bool, BackendError> {

@@ -19,6 +19,6 @@ mod world;
 
 pub use self::{
     bug::Bug,
-    plan::{Plan, Rates, Wound},
+    plan::{Kind, Plan, Rates, Wound},
     run::{Outcome, Store, run, run_plan, run_with},
 };

@@ -44,6 +44,9 @@ struct Totals {
     operations: u64,
     grants: u64,
     contended: u64,
+    shared: u64,
+    permits: u64,
+    together: u64,
     losses: u64,
     events: u64,
     simulated: Duration,
@@ -192,6 +195,9 @@ impl Totals {
         self.operations += figures.operations;
         self.grants += figures.grants;
         self.contended += figures.contended;
+        self.shared += figures.shared;
+        self.permits += figures.permits;
+        self.together += figures.together;
         self.losses += figures.losses;
         self.events += figures.events;
         self.simulated += figures.span;
@@ -211,7 +217,14 @@ impl Totals {
     }
 
     fn missing(&self) -> Vec<&str> {
-        WANTED.iter().copied().filter(|name| !self.faults.contains_key(*name)).collect()
+        let faults = WANTED.iter().copied().filter(|name| !self.faults.contains_key(*name));
+        let grants = [
+            ("shared grant", self.shared),
+            ("grant of permits", self.permits),
+            ("grant beside another one", self.together),
+        ];
+        let grants = grants.into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name);
+        faults.chain(grants).collect()
     }
 
     fn print(&self, took: Duration) {
@@ -228,6 +241,10 @@ impl Totals {
         );
         println!("{} acquisitions, {} grants", self.operations, self.grants);
         println!("{} grants contended, {} locks lost", self.contended, self.losses);
+        println!(
+            "{} grants shared, {} of permits, {} while others had the lock too",
+            self.shared, self.permits, self.together
+        );
         println!("{} events of history, hash {:016x}", self.events, self.digest);
         println!("longest wait after the heal {:?}", self.longest_wait);
         println!("faults:");

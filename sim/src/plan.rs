@@ -84,6 +84,21 @@ pub enum Wound {
     Compaction,
 }
 
+/// What kind of lock all locks of a run are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[allow(clippy::exhaustive_enums, reason = "a client must know each")]
+pub enum Kind {
+    /// Held by one at a time.
+    Mutex,
+    /// Held by readers together, or by a writer.
+    RwLock,
+    /// Held by as many as there are permits for, of which each takes one or more.
+    Semaphore {
+        /// How many there are.
+        of: u32,
+    },
+}
+
 /// Everything that a seed decides before it starts.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs, reason = "a test sets what it wants")]
@@ -112,6 +127,8 @@ pub struct Plan {
     pub work: Duration,
     /// How often a lock may be handed on inside a process.
     pub cohort_limit: u32,
+    /// What kind of lock they are. Other than a mutex only where nothing is handed on inside a process, and where the store knows it.
+    pub kind: Kind,
     /// A bug that is to be caught.
     pub bug: Option<Bug>,
 }
@@ -219,6 +236,12 @@ impl Plan {
                 some(&Wound::FATAL_WALL, 0.3, dice);
             }
         }
+        // Shared locks are for stores that know them, which those with a wall clock do not.
+        let kind = match dice.below(10) {
+            0 | 1 if !wall => Kind::RwLock,
+            2 if !wall => Kind::Semaphore { of: 1 + dice.below(5) as u32 },
+            _ => Kind::Mutex,
+        };
         Self {
             rates,
             wounds,
@@ -232,7 +255,11 @@ impl Plan {
             healthy: Duration::from_millis(10_000),
             work: Duration::from_millis(20 + dice.below(2 * ttl)),
             bug: None,
-            cohort_limit: if dice.chance(0.3) { 0 } else { 1 + dice.below(32) as u32 },
+            cohort_limit: match dice.chance(0.3) {
+                false if kind == Kind::Mutex => 1 + dice.below(32) as u32,
+                _ => 0,
+            },
+            kind,
         }
     }
 }

@@ -27,7 +27,7 @@ struct State {
     /// The claims to each key that the store was asked for, and that are not over.
     claims: BTreeMap<Key, Vec<Claim>>,
     tries: BTreeMap<Owner, Tries>,
-    /// Holders of whom the store said that they have nothing.
+    /// Holders of whom the store said that they have nothing, or another grant than theirs.
     denied: BTreeSet<Owner>,
 }
 
@@ -45,7 +45,7 @@ struct Tries {
 }
 
 /// Nobody asks for one claim more often in a second.
-const MOST: u32 = 250;
+const MOST: u32 = 100;
 
 impl Witness {
     pub(crate) fn new(inner: AnyBackend, world: &Arc<World>, alone: bool) -> Self {
@@ -77,7 +77,7 @@ impl Witness {
         claims.any(|claim| claim.owner() == owner && !simulation::is_over(claim))
     }
 
-    /// Whether the store said, in answer to a renewal, that this holder has lost the lock.
+    /// Whether the store said, in answer to a renewal, that this holder has lost the lock; that what it has was granted later says the same.
     pub(crate) fn is_denied(&self, owner: Owner) -> bool {
         self.state().denied.contains(&owner)
     }
@@ -152,18 +152,24 @@ impl Backend for Witness {
         renewals.iter().for_each(|renewal| self.begin(&renewal.claim));
         self.count_changes(renewals, |changes| changes + 1);
         // A grant may overtake what is said of a place. And nobody may wait any more for the answer to a change.
-        let is_held = |renewal: &Renewal| {
-            !renewal.changed
-                && !simulation::is_over(&renewal.claim)
-                && renewal.claim.last_token().is_some()
+        let held = |renewal: &Renewal| match renewal.changed || simulation::is_over(&renewal.claim)
+        {
+            true => None,
+            false => renewal.claim.last_token(),
         };
-        let held: Vec<bool> = renewals.iter().map(is_held).collect();
+        let held: Vec<_> = renewals.iter().map(held).collect();
         let answers = self.inner.renew(renewals).await;
         self.count_changes(renewals, |changes| changes.saturating_sub(1));
         for ((renewal, held), answer) in renewals.iter().zip(held).zip(&answers) {
             let owner = renewal.claim.owner();
             self.end(owner);
-            if held && matches!(answer, Ok(Standing::Nothing { .. } | Standing::Queued { .. })) {
+            let Some(token) = held else { continue };
+            let denies = match answer {
+                Ok(Standing::Held(lease)) => token < lease.token(),
+                Ok(_) => true,
+                Err(_) => false,
+            };
+            if denies {
                 self.state().denied.insert(owner);
             }
         }

@@ -9,14 +9,15 @@ use std::{
     time::Duration,
 };
 
-use distlock_checker::{Event, Kind};
+use distlock_checker::{self as checker, Event, Kind};
 use distlock_core::{
-    Error, Exponential, Guard, LossReason, Mutex, Owner, Released, RetryStrategy as _,
+    Error, Exponential, Guard, LossReason, Mode, Mutex, Owner, Released, RetryStrategy as _,
+    simulation,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    Bug,
+    Bug, plan,
     process::{self, Hold, Kit, Process, Sim},
 };
 
@@ -42,6 +43,7 @@ struct Worker<S: Kit> {
 
 /// What is asked of a lock.
 struct Terms {
+    mode: Mode,
     ttl: Duration,
     words: &'static str,
     renews: bool,
@@ -66,7 +68,7 @@ impl<S: Kit> Worker<S> {
         let number = world.below(u64::from(self.sim.plan.keys));
         let key = format!("lock/{number}");
         let (mutex, terms) = self.mutex(&key);
-        self.write(&key, Kind::Invoke, |event| event);
+        self.write(&key, Kind::Invoke, |event| event.mode(told(terms.mode)));
         let asked = match world.chance(0.2) {
             true => self.cancelled(self.ask(&mutex)).await.unwrap_or(Asked::Unknown),
             false => self.ask(&mutex).await,
@@ -85,9 +87,10 @@ impl<S: Kit> Worker<S> {
 
     fn mutex(&self, key: &str) -> (Mutex, Terms) {
         let (world, ttl) = (&self.sim.world, self.sim.plan.ttl);
-        let mut mutex = self.process.client.mutex(key);
+        let mode = self.mode();
+        let mut mutex = simulation::in_mode(self.process.client.mutex(key), mode);
         let (renews, max_hold, min_hold) = (true, None, Duration::ZERO);
-        let mut terms = Terms { ttl, words: "", renews, max_hold, min_hold, owner: None };
+        let mut terms = Terms { mode, ttl, words: "", renews, max_hold, min_hold, owner: None };
         if world.chance(0.2) {
             let retry = Exponential::new(Duration::from_millis(10), Duration::from_millis(400));
             let limit = 2 + world.below(30) as usize;
@@ -113,6 +116,18 @@ impl<S: Kit> Worker<S> {
             mutex = mutex.max_hold(max_hold);
         }
         (if terms.renews { mutex } else { mutex.no_renewal() }, terms)
+    }
+
+    /// Three of four only read.
+    fn mode(&self) -> Mode {
+        let world = &self.sim.world;
+        match self.sim.plan.kind {
+            plan::Kind::RwLock if world.chance(0.75) => Mode::Shared,
+            plan::Kind::Mutex | plan::Kind::RwLock => Mode::Exclusive,
+            plan::Kind::Semaphore { of } => {
+                Mode::Permits { want: 1 + world.below(u64::from(of)) as u32, of }
+            }
+        }
     }
 
     async fn ask(&self, mutex: &Mutex) -> Asked {
@@ -214,9 +229,12 @@ impl<S: Kit> Worker<S> {
                 reason = &mut told => Some(reason),
                 () = way => None,
             };
-            let accepted = sim.gates[number].admit(token) || sim.plan.bug == Some(Bug::NoGate);
-            self.write(key, Kind::Write, |event| event.value(u64::from(accepted)));
-            self.write(key, Kind::Write, |event| event.value(1).name("open"));
+            // Who shares it only reads: tokens put nobody in order there.
+            if terms.mode == Mode::Exclusive {
+                let accepted = sim.gates[number].admit(token) || sim.plan.bug == Some(Bug::NoGate);
+                self.write(key, Kind::Write, |event| event.value(u64::from(accepted)));
+                self.write(key, Kind::Write, |event| event.value(1).name("open"));
+            }
             if lost.is_some() {
                 break lost;
             }
@@ -336,6 +354,15 @@ impl<S: Kit> Worker<S> {
         let world = &self.sim.world;
         let event = Event::new(world.now(), kind).of(self.process.id, self.worker).key(key);
         world.record(&more(event));
+    }
+}
+
+/// The mode, as the judge calls it.
+fn told(mode: Mode) -> checker::Mode {
+    match mode {
+        Mode::Permits { want, of } => checker::Mode::Permits { want, of },
+        Mode::Shared => checker::Mode::Shared,
+        _ => checker::Mode::Exclusive,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use distlock_checker::Check;
-use distlock_sim::{Bug, Plan, Rates, Store, Wound, run, run_plan, run_with};
+use distlock_sim::{Bug, Kind, Plan, Rates, Store, Wound, run, run_plan, run_with};
 
 #[test]
 fn the_same_seed_gives_the_same_history() {
@@ -41,6 +41,7 @@ fn plan(wounds: &[Wound]) -> Plan {
         healthy: Duration::from_secs(5),
         work: Duration::from_millis(1500),
         cohort_limit: 4,
+        kind: Kind::Mutex,
         bug: None,
     }
 }
@@ -91,5 +92,39 @@ fn bugs_are_caught() {
     ] {
         let caught = (1..=3).any(|seed| run_with(store, seed, Some(bug)).verdict.count(check) > 0);
         assert!(caught, "{bug:?}");
+    }
+}
+
+#[test]
+fn shared_locks_are_shared_and_who_shares_too_much_is_caught() {
+    for (kind, bug) in [
+        (Kind::RwLock, Bug::ReadersPassWriters),
+        (Kind::Semaphore { of: 3 }, Bug::PermitsCountHolders),
+    ] {
+        let plan = |bug| Plan { kind, bug, cohort_limit: 0, ..plan(&[Wound::Stall]) };
+        let verdict = run_plan(Store::Etcd, plan(None), 7).verdict;
+        assert!(verdict.is_clean(), "{kind:?}: {verdict}");
+        let figures = verdict.figures;
+        assert!(figures.together > 20 && figures.losses > 0, "{kind:?}: {figures:?}");
+        assert_eq!(
+            (figures.shared > 0, figures.permits > 0),
+            (kind == Kind::RwLock, kind != Kind::RwLock)
+        );
+        let verdict = run_plan(Store::Etcd, plan(Some(bug)), 7).verdict;
+        assert!(verdict.count(Check::Exclusion) > 0, "{bug:?}: {verdict}");
+        assert_eq!(verdict.second_opinion.1, 0, "{bug:?}: {verdict}");
+    }
+}
+
+#[test]
+fn a_bug_that_cannot_show_is_not_caught() {
+    // None of these runs is of semaphores, or of a store that another library uses without a line.
+    for (bug, store) in
+        [(Bug::PermitsCountHolders, Store::Redis), (Bug::StrangerIgnored, Store::Etcd)]
+    {
+        for seed in 1..=6 {
+            let verdict = run_with(store, seed, Some(bug)).verdict;
+            assert!(verdict.is_clean(), "{bug:?}, {store:?}, seed {seed}: {verdict}");
+        }
     }
 }

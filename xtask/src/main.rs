@@ -7,6 +7,7 @@ mod chaos;
 mod install;
 mod lint;
 mod manifest;
+mod mutants;
 mod run;
 mod servers;
 mod sim;
@@ -44,6 +45,9 @@ cargo xtask COMMAND
                       --history FILE
   zoo [SEEDS]         put the bugs of other libraries into the simulation; each has to be caught
   interleavings       let threads meet in thousands of orders at core's claims, guards and lines
+  mutants [SCRIPT[:LINE]]
+                      put one error after another into the Lua scripts; a test on a real
+                      server has to catch each, or docs/testing.md to say why not
   chaos [ARGS]        many processes on real servers under fire: --backend redis|
                       redis-cluster|redis-sentinel|etcd, --seconds N, --seed S,
                       --workers W, --history DIR; without arguments a minute of each
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: &str, args: &[String]) -> Result {
-    let takes_args = matches!(command, "bench" | "chaos" | "sim" | "test" | "zoo");
+    let takes_args = matches!(command, "bench" | "chaos" | "mutants" | "sim" | "test" | "zoo");
     if let (false, Some(arg)) = (takes_args, args.first()) {
         return Err(format!("`{command}` takes no arguments, but got `{arg}`\n\n{USAGE}").into());
     }
@@ -85,6 +89,7 @@ fn dispatch(command: &str, args: &[String]) -> Result {
         }
         "interleavings" => sim::interleavings(),
         "lint" => Steps::all(lint::lint),
+        "mutants" => mutants::mutants(args),
         "sim" => sim::sim(args),
         "test" => Steps::all(|steps| test::test(steps, args)),
         "tidy" => tidy::tidy(),

@@ -77,14 +77,38 @@ pub(crate) fn run_aside(command: &Command) -> Result {
 }
 
 fn run_to(command: &Command, stdout: Stdio) -> Result {
+    let line = display(command);
+    eprintln!("$ {line}");
+    let mut child =
+        leashed(command).stdout(stdout).spawn().map_err(|error| format!("`{line}`: {error}"))?;
+    // `wait` would close the pipe first.
+    let pipe = child.stdin.take();
+    let status = child.wait()?;
+    drop(pipe);
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("`{line}` failed: {status}").into()),
+    }
+}
+
+/// Runs to the end in silence; whether it ended well, and what it had to say about it.
+pub(crate) fn judge(command: &Command) -> Result<(bool, String)> {
+    let mut child = leashed(command).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let pipe = child.stdin.take();
+    let output = child.wait_with_output()?;
+    drop(pipe);
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+/// The same program, which ends when we do.
+fn leashed(command: &Command) -> Command {
     let mut leashed = Command::new("sh");
     leashed
         .args(["-c", LEASH, "leash"])
         .arg(command.get_program())
         .args(command.get_args())
         .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(stdout);
+        .stdin(Stdio::piped());
     if let Some(dir) = command.get_current_dir() {
         leashed.current_dir(dir);
     }
@@ -94,17 +118,7 @@ fn run_to(command: &Command, stdout: Stdio) -> Result {
             None => leashed.env_remove(name),
         };
     }
-    let line = display(command);
-    eprintln!("$ {line}");
-    let mut child = leashed.spawn().map_err(|error| format!("`{line}`: {error}"))?;
-    // `wait` would close the pipe first.
-    let pipe = child.stdin.take();
-    let status = child.wait()?;
-    drop(pipe);
-    match status.success() {
-        true => Ok(()),
-        false => Err(format!("`{line}` failed: {status}").into()),
-    }
+    leashed
 }
 
 /// Runs to the end and returns what was printed.

@@ -299,6 +299,13 @@ impl Mutex {
         }
     }
 
+    /// In another mode than exclusive, which nothing of the public interface asks for yet.
+    #[cfg(feature = "_simulation")]
+    pub(crate) const fn in_mode(mut self, mode: Mode) -> Self {
+        self.ask.mode = mode;
+        self
+    }
+
     pub(crate) fn checked_key(&self) -> Result<Key, Error> {
         self.key.check()?;
         Ok(self.key.clone())

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::{Claim, claim::Phase};
+use crate::{Claim, Mode, Mutex as Lock, claim::Phase};
 
 thread_local! {
     static CHANCE: Cell<Option<u64>> = const { Cell::new(None) };
@@ -101,6 +101,14 @@ impl fmt::Debug for Gate {
 #[must_use]
 pub fn is_over(claim: &Claim) -> bool {
     matches!(claim.state().phase, Phase::Over { .. })
+}
+
+/// Asks for the lock in this mode.
+///
+/// For clients with a cohort limit of 0, where every contender has a place of its own in the store's line: the lines of a process know exclusive
+/// claims only.
+pub const fn in_mode(mutex: Lock, mode: Mode) -> Lock {
+    mutex.in_mode(mode)
 }
 
 /// Puts a task behind the gate of the task that starts it.

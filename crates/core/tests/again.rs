@@ -3,25 +3,25 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{self, Arc},
     time::Duration,
 };
 
-use distlock_core::{BackendError, Client, Error, Linear, RetryStrategy as _};
+use distlock_core::{BackendError, Client, Error, Linear, Mutex, RetryStrategy as _};
 use support::{Bent, away};
 use tokio::time::{self, Instant};
 
 const MS: Duration = Duration::from_millis(1);
 
 /// When a release was asked for, in ms from the first one on.
-fn offsets(calls: &Mutex<Vec<Instant>>) -> Vec<u128> {
+fn offsets(calls: &sync::Mutex<Vec<Instant>>) -> Vec<u128> {
     let calls = calls.lock().unwrap();
     calls.iter().map(|call| (*call - calls[0]).as_millis()).collect()
 }
 
 /// A store that fails so often to release, and the moments at which it was asked.
-fn failing(times: usize, error: fn() -> BackendError) -> (Bent, Arc<Mutex<Vec<Instant>>>) {
-    let calls = Arc::new(Mutex::new(Vec::new()));
+fn failing(times: usize, error: fn() -> BackendError) -> (Bent, Arc<sync::Mutex<Vec<Instant>>>) {
+    let calls = Arc::new(sync::Mutex::new(Vec::new()));
     let seen = Arc::clone(&calls);
     let store = Bent::new().release(move |store, claim, nth| {
         seen.lock().unwrap().push(Instant::now());
@@ -89,4 +89,33 @@ async fn an_extension_is_asked_for_again_as_the_strategy_says() {
     let never = || BackendError::permanent("bent", "never");
     let (extended, calls) = extend(stubborn(3, never), 3).await;
     assert!(matches!(extended, Err(Error::Backend(_))) && calls == 1, "{extended:?} {calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_have_been_written_is_not_handed_on() {
+    let refuses = stubborn(1, away);
+    let hangs = Bent::new().renew(|_, _, _| support::never());
+    for (store, hangs) in [(refuses, false), (hangs, true)] {
+        let client = Client::new(store.clone());
+        let held = client.mutex("k").metadata("old").lock().await.unwrap();
+        let mutex = client.mutex("k").metadata("new");
+        let waits = |mutex: Mutex| tokio::spawn(async move { mutex.lock().await });
+        let first = waits(mutex.clone());
+        time::sleep(MS).await;
+        let second = waits(mutex);
+        time::sleep(MS).await;
+        // The first one is handed the lock and has it written anew, in vain; the second one wants it as that would have been.
+        held.release().await.unwrap();
+        time::sleep(MS).await;
+        if hangs {
+            first.abort();
+        }
+        let guard = second.await.unwrap().unwrap();
+        let holders = client.inspect("k").await.unwrap().holders;
+        assert_eq!(holders[0].metadata, "new", "{hangs}");
+        assert_eq!(store.calls(), [2, 1, 1], "{hangs}");
+        drop(guard);
+        // It has stood in line again, behind the second one.
+        assert_eq!(first.await.is_ok(), !hangs);
+    }
 }

@@ -1,22 +1,41 @@
 //! The scripts, one for each transition, and what they answer.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{borrow::Cow, sync::LazyLock, time::Duration};
 
 use crate::link::{LinkError, Reply, Script};
 
 pub(crate) static ACQUIRE: LazyLock<Script> =
-    LazyLock::new(|| load(include_str!("lua/acquire.lua")));
-pub(crate) static CHANGE: LazyLock<Script> = LazyLock::new(|| load(include_str!("lua/change.lua")));
+    LazyLock::new(|| load("acquire", include_str!("lua/acquire.lua")));
+pub(crate) static CHANGE: LazyLock<Script> =
+    LazyLock::new(|| load("change", include_str!("lua/change.lua")));
 pub(crate) static INSPECT: LazyLock<Script> =
-    LazyLock::new(|| load(include_str!("lua/inspect.lua")));
-pub(crate) static POLL: LazyLock<Script> = LazyLock::new(|| load(include_str!("lua/poll.lua")));
+    LazyLock::new(|| load("inspect", include_str!("lua/inspect.lua")));
+pub(crate) static POLL: LazyLock<Script> =
+    LazyLock::new(|| load("poll", include_str!("lua/poll.lua")));
 pub(crate) static RELEASE: LazyLock<Script> =
-    LazyLock::new(|| load(include_str!("lua/release.lua")));
-pub(crate) static RENEW: LazyLock<Script> = LazyLock::new(|| load(include_str!("lua/renew.lua")));
+    LazyLock::new(|| load("release", include_str!("lua/release.lua")));
+pub(crate) static RENEW: LazyLock<Script> =
+    LazyLock::new(|| load("renew", include_str!("lua/renew.lua")));
 
 /// Puts the shared functions where the script wants them: after its fast way, which does without.
-fn load(source: &str) -> Script {
-    Script::new(source.replace("--@common", include_str!("lua/common.lua")))
+fn load(name: &str, script: &'static str) -> Script {
+    let common = source("common", include_str!("lua/common.lua"));
+    Script::new(source(name, script).replace("--@common", &common))
+}
+
+/// A script as it was written.
+#[cfg(not(mutants))]
+const fn source(_: &str, script: &'static str) -> Cow<'static, str> {
+    Cow::Borrowed(script)
+}
+
+/// A script as `cargo xtask mutants` wants it: what lies in its folder goes before.
+#[cfg(mutants)]
+fn source(name: &str, script: &'static str) -> Cow<'static, str> {
+    let folder = std::env::var_os("DISTLOCK_TEST_SCRIPTS").map(std::path::PathBuf::from);
+    let file = folder.map(|folder| folder.join(name).with_extension("lua"));
+    let text = file.and_then(|file| std::fs::read_to_string(file).ok());
+    text.map_or(Cow::Borrowed(script), Cow::Owned)
 }
 
 /// How an owner stands, as a script tells it.
@@ -182,6 +201,9 @@ pub(crate) fn nonsense(reply: &Reply) -> LinkError {
     };
     LinkError::Protocol(what.to_owned())
 }
+
+#[cfg(test)]
+mod on_a_server;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The client's side: a lease and a key for each claim. The claim with the lowest revision has the lock.
+//! The client's side: a lease and a key for each claim. The claims for which those of lower revisions leave room have the lock.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,8 @@ use crate::{
     net::{Cut, Heard, Link},
 };
 use distlock_core::{
-    BackendError, Capabilities, Claim, FencingToken, Holder, Key, Lease, Mode, Occupancy, Owner,
-    Renewal, Standing,
+    BackendError, Capabilities, Claim, FencingToken, Holder, Key, Lease, Occupancy, Owner, Renewal,
+    Standing,
 };
 
 const NAME: &str = "sim-etcd";
@@ -90,7 +90,8 @@ impl Store {
             }
         };
         let (key, only_if_free) = (claim.key().as_str().to_owned(), !claim.may_queue());
-        let put = self.link.exchange(move |etcd| etcd.put(&key, owner, lease, only_if_free)).await;
+        let who = (owner, claim.mode());
+        let put = self.link.exchange(move |etcd| etcd.put(&key, who, lease, only_if_free)).await;
         match put? {
             Put::Stands(rank) => Ok(self.stands(claim, rank)),
             Put::Taken => {
@@ -125,18 +126,18 @@ impl Store {
     /// As the server's own lock: those before it are gone, and so it has the lock. Its own key is gone too.
     async fn first_all_the_same(&self, claim: &Claim) -> Result<Standing, Cut> {
         let key = claim.key().as_str().to_owned();
-        let (first, revision) =
-            self.link.exchange(move |etcd| (etcd.first(&key), etcd.revision())).await?;
-        let rank = Rank { revision, before: usize::from(first.is_some()), behind: 0 };
+        let (admitted, revision) =
+            self.link.exchange(move |etcd| (etcd.is_free(&key), etcd.revision())).await?;
+        let rank = Rank { revision, admitted, awaited: false };
         Ok(self.stands(claim, rank))
     }
 
     fn stands(&self, claim: &Claim, rank: Rank) -> Standing {
-        if rank.before > 0 {
+        if !rank.admitted {
             let soonest = claim.ttl() / 4;
             return Standing::Queued { recheck: soonest + self.link.between(0, 50) };
         }
-        if rank.behind > 0 {
+        if rank.awaited {
             claim.contend();
         }
         let lease = Lease::new(FencingToken::new(rank.revision << SPARE_BITS));
@@ -153,6 +154,7 @@ impl distlock_core::Backend for Backend {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::exclusive(Duration::from_millis(500));
         (capabilities.fair, capabilities.fencing, capabilities.push) = (true, true, true);
+        (capabilities.permits, capabilities.shared) = (true, true);
         capabilities
     }
 
@@ -200,13 +202,11 @@ impl distlock_core::Backend for Backend {
 
     async fn inspect(&self, key: &Key) -> Result<Occupancy, BackendError> {
         let key = key.as_str().to_owned();
-        let first = self.0.link.exchange(move |etcd| etcd.first(&key)).await;
-        let first = first.map_err(|cut| cut.error(NAME))?;
-        let waiting = first.map_or(0, |(_, _, behind)| behind as u64);
-        let holders = first.into_iter().map(|(owner, revision, _)| {
-            let token = FencingToken::new(revision << SPARE_BITS);
-            Holder::new(Mode::Exclusive).owner(owner).token(token)
+        let found = self.0.link.exchange(move |etcd| etcd.inspect(&key)).await;
+        let (holders, waiting) = found.map_err(|cut| cut.error(NAME))?;
+        let holders = holders.into_iter().map(|(owner, mode, revision)| {
+            Holder::new(mode).owner(owner).token(FencingToken::new(revision << SPARE_BITS))
         });
-        Ok(Occupancy::new(holders.collect()).waiting(waiting))
+        Ok(Occupancy::new(holders.collect()).waiting(waiting as u64))
     }
 }

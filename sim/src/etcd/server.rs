@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use distlock_core::Owner;
+use distlock_core::{Mode, Owner};
 
 use crate::{
     Bug,
@@ -39,6 +39,7 @@ pub(crate) struct Etcd {
 struct Entry {
     revision: u64,
     owner: Owner,
+    mode: Mode,
     lease: u64,
 }
 
@@ -59,16 +60,17 @@ pub(crate) struct Deleted {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rank {
     pub(crate) revision: u64,
-    /// How many are before it, and how many behind.
-    pub(crate) before: usize,
-    pub(crate) behind: usize,
+    /// Those before it leave room for it.
+    pub(crate) admitted: bool,
+    /// Somebody stands behind it, and waits.
+    pub(crate) awaited: bool,
 }
 
 /// What came of a transaction that puts a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Put {
     Stands(Rank),
-    /// There are others, and it was to be put only if there are none.
+    /// There are others, and it was to be put only if they leave room.
     Taken,
     /// Its lease is gone.
     NoLease,
@@ -106,7 +108,13 @@ impl Etcd {
     }
 
     /// Puts a key for the owner if there is none; where it stands then.
-    pub(crate) fn put(&mut self, key: &str, owner: Owner, lease: u64, only_if_free: bool) -> Put {
+    pub(crate) fn put(
+        &mut self,
+        key: &str,
+        (owner, mode): (Owner, Mode),
+        lease: u64,
+        only_if_free: bool,
+    ) -> Put {
         if let Some(rank) = self.rank(key, owner) {
             return Put::Stands(rank);
         }
@@ -114,28 +122,48 @@ impl Etcd {
             return Put::NoLease;
         }
         let entries = self.locks.entry(key.to_owned()).or_default();
-        if only_if_free && !entries.is_empty() {
+        let admitted = mode.admitted_after(entries.iter().map(|entry| entry.mode));
+        if only_if_free && !admitted {
             return Put::Taken;
         }
         self.revision += 1;
         let revision = self.revision;
-        entries.push(Entry { revision, owner, lease });
+        entries.push(Entry { revision, owner, mode, lease });
         if revision <= self.highest {
             self.mishaps.push((FENCE_RESET, key.to_owned()));
         }
         self.highest = self.highest.max(revision);
-        let before = entries.len() - 1;
-        Put::Stands(Rank { revision, before, behind: 0 })
+        match self.rank(key, owner) {
+            Some(rank) => Put::Stands(rank),
+            None => Put::NoLease,
+        }
     }
 
     pub(crate) fn rank(&self, key: &str, owner: Owner) -> Option<Rank> {
         let entries = self.locks.get(key)?;
-        let before = entries.iter().position(|entry| entry.owner == owner)?;
-        let mut revision = entries[before].revision;
+        let index = entries.iter().position(|entry| entry.owner == owner)?;
+        let mut revision = entries[index].revision;
         if self.bug == Some(Bug::TokenOfTheLatest) {
             revision = self.revision;
         }
-        Some(Rank { revision, before, behind: entries.len() - 1 - before })
+        let awaited = (index + 1..entries.len()).any(|behind| !self.admits(entries, behind));
+        Some(Rank { revision, admitted: self.admits(entries, index), awaited })
+    }
+
+    /// Whether those before an entry leave room for it.
+    fn admits(&self, entries: &[Entry], index: usize) -> bool {
+        let before = entries[..index].iter().map(|entry| entry.mode);
+        match (self.bug, entries[index].mode) {
+            (Some(Bug::ReadersPassWriters), Mode::Shared) => true,
+            (Some(Bug::PermitsCountHolders), Mode::Permits { of, .. }) => index < of as usize,
+            (_, mode) => mode.admitted_after(before),
+        }
+    }
+
+    /// Who has the lock, in the order of the line.
+    fn admitted<'a>(&'a self, entries: &'a [Entry]) -> impl Iterator<Item = &'a Entry> {
+        let indices = (0..entries.len()).filter(|index| self.admits(entries, *index));
+        indices.map(|index| &entries[index])
     }
 
     /// The latest revision.
@@ -165,11 +193,18 @@ impl Etcd {
         self.leases.contains_key(&lease)
     }
 
-    /// Who is first, and how many are behind it.
-    pub(crate) fn first(&self, key: &str) -> Option<(Owner, u64, usize)> {
-        let entries = self.locks.get(key)?;
-        let first = entries.first()?;
-        Some((first.owner, first.revision, entries.len() - 1))
+    /// Whether anybody has a key for this lock.
+    pub(crate) fn is_free(&self, key: &str) -> bool {
+        !self.locks.contains_key(key)
+    }
+
+    /// Who has the lock, with its revision, and how many wait.
+    pub(crate) fn inspect(&self, key: &str) -> (Vec<(Owner, Mode, u64)>, usize) {
+        let entries = self.locks.get(key).map_or(&[][..], Vec::as_slice);
+        let holders: Vec<_> =
+            self.admitted(entries).map(|entry| (entry.owner, entry.mode, entry.revision)).collect();
+        let waiting = entries.len() - holders.len();
+        (holders, waiting)
     }
 
     fn delete(&mut self, which: impl Fn(&str, &Entry) -> bool) -> bool {
@@ -228,7 +263,11 @@ impl Server for Etcd {
                 self.revision = 1;
             }
             Wound::Deletion | Wound::ForceRelease => {
-                let Some((owner, ..)) = self.first(key) else { return false };
+                let holders = self.inspect(key).0;
+                let Some((owner, ..)) = holders.get(amount as usize % holders.len().max(1)) else {
+                    return false;
+                };
+                let owner = *owner;
                 return owner != NOBODY && self.delete_owner(key, owner);
             }
             _ => return false,
@@ -253,19 +292,18 @@ impl Server for Etcd {
     }
 
     fn keeps(&mut self, key: &str, owner: Owner) -> Duration {
-        let first = self.locks.get(key).and_then(|entries| entries.first());
-        let lease = first.filter(|entry| entry.owner == owner).map(|entry| entry.lease);
+        let entries = self.locks.get(key).map_or(&[][..], Vec::as_slice);
+        let own = self.admitted(entries).find(|entry| entry.owner == owner);
+        let lease = own.map(|entry| entry.lease);
         let until = lease.and_then(|lease| self.leases.get(&lease)).map_or(0, |lease| lease.until);
         self.clock.until(until - self.clock.micros())
     }
 
     fn holders(&mut self) -> Vec<(String, Owner)> {
-        let first = |(name, entries): (&String, &Vec<Entry>)| {
-            let owner =
-                entries.first().map(|entry| entry.owner).filter(|owner| *owner != NOBODY)?;
-            Some((name.clone(), owner))
-        };
-        self.locks.iter().filter_map(first).collect()
+        let all = self.locks.iter().flat_map(|(name, entries)| {
+            self.admitted(entries).map(move |entry| (name.clone(), entry.owner))
+        });
+        all.filter(|(_, owner)| *owner != NOBODY).collect()
     }
 
     fn lend(&mut self, key: &str, owner: Owner, ttl: Duration) -> bool {
@@ -273,7 +311,7 @@ impl Server for Etcd {
             return false;
         }
         let lease = self.grant_lease(i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX));
-        matches!(self.put(key, owner, lease, true), Put::Stands(_))
+        matches!(self.put(key, (owner, Mode::Exclusive), lease, true), Put::Stands(_))
     }
 
     fn take_back(&mut self, key: &str, owner: Owner) {

@@ -27,6 +27,11 @@ impl Script {
         Self { digest: sha1_hash(&source).into(), source: source.into() }
     }
 
+    #[cfg(test)]
+    pub(crate) const fn source(&self) -> &Bytes {
+        &self.source
+    }
+
     pub(super) fn evalsha(&self, keys: &[Bytes], args: &[Bytes], clustered: bool) -> Command {
         Command::script("EVALSHA", &self.digest, keys, args, clustered)
     }
