@@ -64,6 +64,21 @@ async fn a_renewal_under_way_when_an_extension_fails_counts_no_more_than_the_sto
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_extension_that_nobody_waits_for_any_more_is_carried_out() {
+    let bent = Bent::new().renew(|store, renewals, _| async move {
+        sleep(2 * SECOND).await;
+        store.renew(&renewals).await
+    });
+    let client = Client::new(bent.clone());
+    let guard = lock(&client).await;
+    time::timeout(SECOND, guard.extend(300 * SECOND)).await.unwrap_err();
+    sleep(2 * SECOND).await;
+    let store = bent.store.inspect(guard.key()).await.unwrap().holders[0].expires_in.unwrap();
+    assert!(store > 200 * SECOND, "a request on its way is never dropped: {store:?}");
+    assert!(guard.remaining() < 30 * SECOND, "nobody heard of it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_extension_without_an_answer_takes_nothing_away_from_a_lock_that_is_renewed() {
     let bent = Bent::new().renew(|store, renewals, nth| async move {
         if nth == 0 {

@@ -96,6 +96,7 @@ fn a_shutdown_finishes_what_was_left_without_a_runtime() {
         drop(ended);
         drop(guard);
         assert!(!bent.store.is_empty(), "nobody could give it back");
+        assert_eq!(bent.calls()[2], 0, "a driver is not polled where there is no runtime");
         runtime().block_on(client.shutdown());
         assert!(bent.store.is_empty());
     });
