@@ -386,4 +386,36 @@ mod tests {
         assert!(other.await.is_none(), "it was taken out of the line and sent nothing");
         drop(turn);
     }
+
+    #[test]
+    fn what_many_keys_needed_once_is_given_back_and_what_a_few_need_is_kept() {
+        let lines = Lines::new(9);
+        let enter = |count: usize| -> Vec<Turn> {
+            let key = |number| Key::new(format!("k{number}")).unwrap();
+            (0..count).map(|number| lines.try_enter(&key(number)).unwrap()).collect()
+        };
+        let capacity = || lines.table().lines.capacity();
+        drop(enter(FEW_LINES));
+        let few = capacity();
+        assert!(FEW_LINES <= few, "it is not made anew for each of them");
+        drop(enter(10_000));
+        assert!(capacity() < 20 * FEW_LINES, "room for {}", capacity());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_others_wait_is_believed_for_a_while_by_each_who_gets_the_turn() {
+        let lines = Lines::new(9);
+        let mut turn = lines.try_enter(&key()).unwrap();
+        let now = Instant::now();
+        assert!(!turn.is_contested(now), "nobody said so");
+        turn.contest(now);
+        let next = ticket(&lines);
+        drop(turn);
+        let Some(Entry::Turn(turn)) = next.await else { panic!("no turn") };
+        let millisecond = Duration::from_millis(1);
+        assert!(turn.is_contested(now) && turn.is_contested(now + CONTESTED - millisecond));
+        assert!(!turn.is_contested(now + CONTESTED));
+        drop(turn);
+        assert!(!lines.try_enter(&key()).unwrap().is_contested(now), "it goes with the turn");
+    }
 }
