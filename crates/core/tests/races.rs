@@ -212,3 +212,21 @@ async fn one_who_does_not_look_at_what_was_handed_to_him_holds_it_up_for_a_ttl_a
         "it stands in line anew"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_nobody_looks_at_is_given_back_at_its_deadline() {
+    let bent = Bent::new();
+    let held = lock(&Client::new(bent.store.clone())).await;
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k").ttl(10 * SECOND);
+    let mut idle = Box::pin(mutex.lock());
+    assert!(idle.as_mut().now_or_never().is_none());
+    held.release().await.unwrap();
+    sleep(10 * SECOND - SECOND / 10 - SECOND / 1000).await;
+    assert!(!bent.store.is_empty(), "it has it, should it look");
+    assert_eq!(bent.calls()[2], 0);
+    sleep(SECOND / 500).await;
+    assert!(bent.store.is_empty());
+    assert_eq!(bent.calls()[2], 1);
+    assert!(idle.await.unwrap().is_held(), "it asks anew");
+}
