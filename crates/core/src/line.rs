@@ -357,15 +357,18 @@ mod tests {
     fn those_who_leave_are_forgotten() {
         let lines = Lines::new(1000);
         let turn = lines.try_enter(&key()).unwrap();
-        let tickets: Vec<_> = (0..1000).map(|_| ticket(&lines)).collect();
+        let mut tickets: Vec<_> = (0..1000).map(|_| ticket(&lines)).collect();
         assert!(lines.awaited(&key()));
         let full = lines.enter(&key(), WANTS).err().unwrap();
         assert!(matches!(full, Error::Overloaded { limit: 1000, .. }), "{full}");
+        let places = || lines.table().lines[&key()].waiters.len();
+        tickets.truncate(10);
+        assert!(places() <= 20, "{} places for 10", places());
+        assert!(lines.awaited(&key()));
         drop(tickets);
         assert!(!lines.awaited(&key()));
         assert_eq!(lines.census(), (1, 0));
-        let kept = lines.table().lines[&key()].waiters.len();
-        assert!(kept < 3, "{kept} places of nobody");
+        assert!(places() < 3, "{} places of nobody", places());
         drop(turn);
         assert_eq!(lines.census(), (0, 0));
     }
