@@ -90,3 +90,22 @@ async fn an_extension_is_asked_for_again_as_the_strategy_says() {
     let (extended, calls) = extend(stubborn(3, never), 3).await;
     assert!(matches!(extended, Err(Error::Backend(_))) && calls == 1, "{extended:?} {calls}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_failed_is_made_again_soon_and_until_the_lock_has_ended() {
+    // After a 24th of the ttl, and neither after less than 10 ms nor after more than 2 s.
+    for (ttl, step, times) in [(100, 10, 5), (12_000, 500, 12), (600_000, 2000, 147)] {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&calls);
+        let client = Client::new(Bent::new().renew(move |_, renewals, _| {
+            seen.lock().unwrap().push(Instant::now());
+            async move { renewals.iter().map(|_| Err(away())).collect() }
+        }));
+        let ttl = ttl * MS;
+        let started = Instant::now();
+        let guard = client.mutex("k").ttl(ttl).renew_at(0.5).lock().await.unwrap();
+        guard.lost().await;
+        assert!(offsets(&calls).into_iter().eq((0..times).map(|nth| nth * step)), "{ttl:?}");
+        assert_eq!(calls.lock().unwrap()[0] - started, ttl / 2);
+    }
+}

@@ -159,3 +159,27 @@ async fn a_store_that_answers_less_than_it_was_asked_is_named_and_loses_nothing(
     let failure = "k failed: bent: gave fewer answers than there were renewals";
     assert!(heard(&notes).contains(&failure.into()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_renewed_at_once_when_the_store_asks_for_it() {
+    let (bent, claim) = watched();
+    let client = Client::new(bent.clone());
+    let guard = client.mutex("k").ttl(30 * SECOND).lock().await.unwrap();
+    sleep(SECOND).await;
+    claim.lock().unwrap().take().unwrap().recheck();
+    sleep(SECOND / 1000).await;
+    assert_eq!(bent.calls()[1], 1);
+    assert!(29 * SECOND < guard.remaining());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_comes_late_says_how_late() {
+    let (client, notes) = told(Bent::new());
+    let _guard = client.mutex("k").ttl(30 * SECOND).lock().await.unwrap();
+    sleep(SECOND).await;
+    heard(&notes);
+    // Nothing runs for so long.
+    time::advance(14 * SECOND).await;
+    sleep(SECOND / 1000).await;
+    assert_eq!(heard(&notes), ["k renewed 5s"]);
+}
