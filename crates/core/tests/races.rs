@@ -64,6 +64,24 @@ async fn a_renewal_under_way_when_an_extension_fails_counts_no_more_than_the_sto
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shorter_ttl_counts_from_when_it_is_asked_for() {
+    // The store has it at once, and says nothing.
+    let bent = Bent::new().renew(|store, renewals, nth| async move {
+        let answers = store.renew(&renewals).await;
+        if nth == 0 { support::never().await } else { answers }
+    });
+    let guard = lock(&Client::new(bent.clone())).await;
+    let mut extension = Box::pin(guard.extend(3 * SECOND));
+    assert!(extension.as_mut().now_or_never().is_none());
+    assert!(guard.remaining() < 3 * SECOND);
+    assert!(extension.await.unwrap_err().is_transient());
+    sleep(20 * SECOND).await;
+    assert!(guard.is_held(), "it is renewed in time all the same");
+    let store = bent.store.inspect(guard.key()).await.unwrap().holders[0].expires_in.unwrap();
+    assert!(guard.remaining() <= store, "{:?} of {store:?}", guard.remaining());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_extension_that_nobody_waits_for_any_more_is_carried_out() {
     let bent = Bent::new().renew(|store, renewals, _| async move {
         sleep(2 * SECOND).await;
