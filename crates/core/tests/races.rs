@@ -251,3 +251,15 @@ async fn a_grant_that_nobody_looks_at_is_given_back_at_its_deadline() {
     assert_eq!(bent.calls()[2], 1);
     assert!(idle.await.unwrap().is_held(), "it asks anew");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_push_and_an_answer_that_name_different_grants_are_no_grant() {
+    let bent = Bent::new().acquire(|_, claim, _| async move {
+        assert!(claim.grant(Lease::new(FencingToken::new(8))));
+        Ok(Standing::Held(Lease::new(FencingToken::new(7))))
+    });
+    let error = Client::new(bent.clone()).mutex("k").lock().await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    sleep(SECOND).await;
+    assert_eq!(bent.calls(), [1, 0, 1], "it is given back");
+}
