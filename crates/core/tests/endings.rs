@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use distlock_core::{Backend as _, Claim, Client, Event, Key, LossReason};
+use distlock_core::{Backend as _, Claim, Client, Error, Event, Key, LossReason};
 use support::{Bent, away};
 use tokio::time::{self, Instant, sleep};
 
@@ -143,6 +143,8 @@ async fn an_observer_is_told_the_whole_life_of_a_lock() {
     assert_eq!(heard(&notes), ["k released after 8s", "k acquired after 1s"]);
     assert_eq!(next.lost().await, LossReason::MaxHold);
     assert_eq!(heard(&notes), ["k max hold 1s", "k lost MaxHold 1s 0ns"]);
+    let error = next.extend(SECOND).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { reason: LossReason::MaxHold, .. }), "{error}");
     drop(client.mutex("k").lock().await.unwrap());
     assert_eq!(heard(&notes), ["k acquired after 0ns", "k released after 0ns"]);
 }

@@ -5,7 +5,9 @@ mod support;
 
 use std::time::Duration;
 
-use distlock_core::{Backend as _, Client, FencingToken, Guard, Lease, Owner, Standing};
+use distlock_core::{
+    Backend as _, Client, Error, FencingToken, Guard, Lease, LossReason, Owner, Standing,
+};
 use distlock_memory::MemoryBackend;
 use futures_util::FutureExt as _;
 use support::{Bent, away};
@@ -262,4 +264,52 @@ async fn a_push_and_an_answer_that_name_different_grants_are_no_grant() {
     assert!(error.is_transient(), "{error}");
     sleep(SECOND).await;
     assert_eq!(bent.calls(), [1, 0, 1], "it is given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_over_is_not_extended_before_anybody_has_seen_that() {
+    let bent = Bent::new();
+    let guard = lock(&Client::new(bent.clone())).await;
+    // Nothing else runs meanwhile.
+    assert!(time::advance(30 * SECOND).now_or_never().is_none());
+    let error = guard.extend(SECOND).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { reason: LossReason::Expired, .. }), "{error}");
+    assert_eq!(bent.calls()[1], 0, "the store was not asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_handed_on_gets_the_ttl_of_who_takes_it() {
+    for (ttl, renewals) in [(30 * SECOND, 0), (90 * SECOND, 1), (5 * SECOND, 1)] {
+        let bent = Bent::new();
+        let client = Client::new(bent.clone());
+        let guard = lock(&client).await;
+        let mutex = client.mutex("k").ttl(ttl);
+        let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
+        sleep(SECOND).await;
+        guard.release().await.unwrap();
+        let next = waiting.await.unwrap();
+        assert_eq!(bent.calls(), [1, renewals, 0], "it is asked for a change, if there is one");
+        let since = if renewals == 0 { SECOND } else { Duration::ZERO };
+        assert_eq!(next.remaining(), ttl - ttl / 100 - since);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_extensions_the_one_that_was_asked_for_last_counts() {
+    let bent = Bent::new().renew(|store, renewals, nth| async move {
+        let answers = store.renew(&renewals).await;
+        if nth == 0 {
+            sleep(2 * SECOND).await;
+        }
+        answers
+    });
+    let guard = lock(&Client::new(bent)).await;
+    let mut first = Box::pin(guard.extend(300 * SECOND));
+    assert!(first.as_mut().now_or_never().is_none());
+    let asked = Instant::now();
+    let certain = 60 * SECOND - 60 * SECOND / 100;
+    guard.extend(60 * SECOND).await.unwrap();
+    assert_eq!(guard.expires_at(), asked + certain);
+    first.await.unwrap();
+    assert_eq!(guard.expires_at(), asked + certain, "the answer to the first one is old");
 }
