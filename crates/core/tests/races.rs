@@ -313,3 +313,14 @@ async fn of_two_extensions_the_one_that_was_asked_for_last_counts() {
     first.await.unwrap();
     assert_eq!(guard.expires_at(), asked + certain, "the answer to the first one is old");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_extension_that_is_answered_after_the_end_says_why_it_ended() {
+    let client = Client::new(Bent::new().renew(|store, renewals, _| async move {
+        sleep(5 * SECOND).await;
+        store.renew(&renewals).await
+    }));
+    let guard = client.mutex("k").max_hold(3 * SECOND).lock().await.unwrap();
+    let error = guard.extend(60 * SECOND).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { reason: LossReason::MaxHold, .. }), "{error}");
+}
