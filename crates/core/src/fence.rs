@@ -96,4 +96,9 @@ mod tests {
         assert!(!FenceGate::new().admit(FencingToken::NONE));
         assert_eq!(gate.highest(), FencingToken::new(u64::MAX));
     }
+
+    #[test]
+    fn a_token_is_shown_as_a_number() {
+        assert_eq!(FencingToken::new(7).to_string(), "7");
+    }
 }

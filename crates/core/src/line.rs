@@ -357,15 +357,18 @@ mod tests {
     fn those_who_leave_are_forgotten() {
         let lines = Lines::new(1000);
         let turn = lines.try_enter(&key()).unwrap();
-        let tickets: Vec<_> = (0..1000).map(|_| ticket(&lines)).collect();
+        let mut tickets: Vec<_> = (0..1000).map(|_| ticket(&lines)).collect();
         assert!(lines.awaited(&key()));
         let full = lines.enter(&key(), WANTS).err().unwrap();
         assert!(matches!(full, Error::Overloaded { limit: 1000, .. }), "{full}");
+        let places = || lines.table().lines[&key()].waiters.len();
+        tickets.truncate(10);
+        assert!(places() <= 20, "{} places for 10", places());
+        assert!(lines.awaited(&key()));
         drop(tickets);
         assert!(!lines.awaited(&key()));
         assert_eq!(lines.census(), (1, 0));
-        let kept = lines.table().lines[&key()].waiters.len();
-        assert!(kept < 3, "{kept} places of nobody");
+        assert!(places() < 3, "{} places of nobody", places());
         drop(turn);
         assert_eq!(lines.census(), (0, 0));
     }
@@ -385,5 +388,37 @@ mod tests {
         assert!(lines.next_heir(&key()).is_some());
         assert!(other.await.is_none(), "it was taken out of the line and sent nothing");
         drop(turn);
+    }
+
+    #[test]
+    fn what_many_keys_needed_once_is_given_back_and_what_a_few_need_is_kept() {
+        let lines = Lines::new(9);
+        let enter = |count: usize| -> Vec<Turn> {
+            let key = |number| Key::new(format!("k{number}")).unwrap();
+            (0..count).map(|number| lines.try_enter(&key(number)).unwrap()).collect()
+        };
+        let capacity = || lines.table().lines.capacity();
+        drop(enter(FEW_LINES));
+        let few = capacity();
+        assert!(FEW_LINES <= few, "it is not made anew for each of them");
+        drop(enter(10_000));
+        assert!(capacity() < 20 * FEW_LINES, "room for {}", capacity());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_others_wait_is_believed_for_a_while_by_each_who_gets_the_turn() {
+        let lines = Lines::new(9);
+        let mut turn = lines.try_enter(&key()).unwrap();
+        let now = Instant::now();
+        assert!(!turn.is_contested(now), "nobody said so");
+        turn.contest(now);
+        let next = ticket(&lines);
+        drop(turn);
+        let Some(Entry::Turn(turn)) = next.await else { panic!("no turn") };
+        let millisecond = Duration::from_millis(1);
+        assert!(turn.is_contested(now) && turn.is_contested(now + CONTESTED - millisecond));
+        assert!(!turn.is_contested(now + CONTESTED));
+        drop(turn);
+        assert!(!lines.try_enter(&key()).unwrap().is_contested(now), "it goes with the turn");
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{self, Instant};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// When a release was asked for, in ms from the first one on.
+/// When it was asked for, in ms from the first one on.
 fn offsets(calls: &sync::Mutex<Vec<Instant>>) -> Vec<u128> {
     let calls = calls.lock().unwrap();
     calls.iter().map(|call| (*call - calls[0]).as_millis()).collect()
@@ -117,5 +117,24 @@ async fn what_may_not_have_been_written_is_not_handed_on() {
         drop(guard);
         // It has stood in line again, behind the second one.
         assert_eq!(first.await.is_ok(), !hangs);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_failed_is_made_again_soon_and_until_the_lock_has_ended() {
+    // After a 24th of the ttl, and neither after less than 10 ms nor after more than 2 s.
+    for (ttl, step, times) in [(100, 10, 5), (12_000, 500, 12), (600_000, 2000, 147)] {
+        let calls = Arc::new(sync::Mutex::new(Vec::new()));
+        let seen = Arc::clone(&calls);
+        let client = Client::new(Bent::new().renew(move |_, renewals, _| {
+            seen.lock().unwrap().push(Instant::now());
+            async move { renewals.iter().map(|_| Err(away())).collect() }
+        }));
+        let ttl = ttl * MS;
+        let started = Instant::now();
+        let guard = client.mutex("k").ttl(ttl).renew_at(0.5).lock().await.unwrap();
+        guard.lost().await;
+        assert!(offsets(&calls).into_iter().eq((0..times).map(|nth| nth * step)), "{ttl:?}");
+        assert_eq!(calls.lock().unwrap()[0] - started, ttl / 2);
     }
 }

@@ -78,3 +78,21 @@ async fn a_few_are_renewed_when_they_said() {
     sleep(Duration::from_millis(4)).await;
     assert_eq!(store.calls()[1], 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_due_soon_is_renewed_with_what_is_due_and_what_is_due_later_is_not() {
+    let batches = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&batches);
+    let client = Client::new(Bent::new().renew(move |store, renewals, _| {
+        let keys = renewals.iter().map(|renewal| renewal.claim.key().as_str().to_owned());
+        seen.lock().unwrap().push(keys.collect::<Vec<_>>());
+        async move { distlock_core::Backend::renew(&store, &renewals).await }
+    }));
+    let mut guards = Vec::new();
+    for name in ["now", "soon", "later"] {
+        guards.push(client.mutex(name).ttl(TTL).lock().await.unwrap());
+        sleep(TTL / 60).await;
+    }
+    sleep(TTL / 3).await;
+    assert_eq!(*batches.lock().unwrap(), [vec!["now", "soon"], vec!["later"]]);
+}

@@ -2,14 +2,17 @@
 
 mod support;
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use distlock_core::{Backend as _, Claim, Client, Owner, Standing};
 use support::Bent;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 
 const TASKS: usize = 16;
 const TURNS: usize = 50;
@@ -154,4 +157,42 @@ async fn without_a_cohort_all_are_served_in_the_order_of_their_arrival() {
     }
     tasks.join_all().await;
     assert_eq!(*served.lock().unwrap(), *arrived.lock().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_of_one_process_go_before_another_one_and_no_more() {
+    let store = Bent::new();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let client = Client::builder(store.clone()).cohort_limit(2).build().unwrap();
+    let other = Client::new(store);
+    let held = client.mutex("k").lock().await.unwrap();
+    let mut tasks = JoinSet::new();
+    for (name, client) in [("other", &other), ("1", &client), ("2", &client), ("3", &client)] {
+        let (mutex, order) = (client.mutex("k"), Arc::clone(&order));
+        tasks.spawn(async move {
+            let guard = mutex.lock().await.unwrap();
+            order.lock().unwrap().push(name);
+            guard.release().await.unwrap();
+        });
+        sleep(Duration::from_millis(1)).await;
+    }
+    held.release().await.unwrap();
+    tasks.join_all().await;
+    assert_eq!(*order.lock().unwrap(), ["1", "2", "other", "3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_handed_on_while_half_of_its_time_is_left() {
+    let ttl = Duration::from_secs(30);
+    for (held, handed_on) in [(ttl / 2, true), (ttl / 2 + Duration::from_millis(1), false)] {
+        let store = Bent::new();
+        let mutex = Client::new(store.clone()).mutex("k").ttl(ttl).renew_at(0.9);
+        let guard = mutex.lock().await.unwrap();
+        let waiting = tokio::spawn(async move { mutex.lock().await.map(drop) });
+        sleep(held).await;
+        guard.release().await.unwrap();
+        let calls = if handed_on { [1, 0, 0] } else { [1, 0, 1] };
+        assert_eq!(store.calls(), calls, "after {held:?}");
+        waiting.await.unwrap().unwrap();
+    }
 }

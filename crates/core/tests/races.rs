@@ -5,7 +5,9 @@ mod support;
 
 use std::time::Duration;
 
-use distlock_core::{Backend as _, Client, FencingToken, Guard, Lease, Owner, Standing};
+use distlock_core::{
+    Backend as _, Client, Error, FencingToken, Guard, Lease, LossReason, Owner, Standing,
+};
 use distlock_memory::MemoryBackend;
 use futures_util::FutureExt as _;
 use support::{Bent, away};
@@ -61,6 +63,39 @@ async fn a_renewal_under_way_when_an_extension_fails_counts_no_more_than_the_sto
     sleep(3 * SECOND).await;
     let store = bent.store.inspect(guard.key()).await.unwrap().holders[0].expires_in.unwrap();
     assert!(guard.remaining() <= store, "{:?} of {store:?}", guard.remaining());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_ttl_counts_from_when_it_is_asked_for() {
+    // The store has it at once, and says nothing.
+    let bent = Bent::new().renew(|store, renewals, nth| async move {
+        let answers = store.renew(&renewals).await;
+        if nth == 0 { support::never().await } else { answers }
+    });
+    let guard = lock(&Client::new(bent.clone())).await;
+    let mut extension = Box::pin(guard.extend(3 * SECOND));
+    assert!(extension.as_mut().now_or_never().is_none());
+    assert!(guard.remaining() < 3 * SECOND);
+    assert!(extension.await.unwrap_err().is_transient());
+    sleep(20 * SECOND).await;
+    assert!(guard.is_held(), "it is renewed in time all the same");
+    let store = bent.store.inspect(guard.key()).await.unwrap().holders[0].expires_in.unwrap();
+    assert!(guard.remaining() <= store, "{:?} of {store:?}", guard.remaining());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extension_that_nobody_waits_for_any_more_is_carried_out() {
+    let bent = Bent::new().renew(|store, renewals, _| async move {
+        sleep(2 * SECOND).await;
+        store.renew(&renewals).await
+    });
+    let client = Client::new(bent.clone());
+    let guard = lock(&client).await;
+    time::timeout(SECOND, guard.extend(300 * SECOND)).await.unwrap_err();
+    sleep(2 * SECOND).await;
+    let store = bent.store.inspect(guard.key()).await.unwrap().holders[0].expires_in.unwrap();
+    assert!(store > 200 * SECOND, "a request on its way is never dropped: {store:?}");
+    assert!(guard.remaining() < 30 * SECOND, "nobody heard of it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,9 +208,12 @@ async fn an_attempt_that_is_carried_out_after_the_release_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_lock_is_renewed_before_its_deadline_however_late_its_renewal_is_wanted() {
     let client = Client::new(MemoryBackend::new());
-    let guard = client.mutex("k").renew_at(0.999).lock().await.unwrap();
-    sleep(90 * SECOND).await;
-    assert!(guard.is_held());
+    // At 0.99 it is certain no more.
+    for fraction in [0.99, 0.999] {
+        let guard = client.mutex("k").renew_at(fraction).lock().await.unwrap();
+        sleep(90 * SECOND).await;
+        assert!(guard.is_held());
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,4 +234,93 @@ async fn one_who_does_not_look_at_what_was_handed_to_him_holds_it_up_for_a_ttl_a
         time::timeout(SECOND, idle).await.unwrap().unwrap().is_held(),
         "it stands in line anew"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_nobody_looks_at_is_given_back_at_its_deadline() {
+    let bent = Bent::new();
+    let held = lock(&Client::new(bent.store.clone())).await;
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k").ttl(10 * SECOND);
+    let mut idle = Box::pin(mutex.lock());
+    assert!(idle.as_mut().now_or_never().is_none());
+    held.release().await.unwrap();
+    sleep(10 * SECOND - SECOND / 10 - SECOND / 1000).await;
+    assert!(!bent.store.is_empty(), "it has it, should it look");
+    assert_eq!(bent.calls()[2], 0);
+    sleep(SECOND / 500).await;
+    assert!(bent.store.is_empty());
+    assert_eq!(bent.calls()[2], 1);
+    assert!(idle.await.unwrap().is_held(), "it asks anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_and_an_answer_that_name_different_grants_are_no_grant() {
+    let bent = Bent::new().acquire(|_, claim, _| async move {
+        assert!(claim.grant(Lease::new(FencingToken::new(8))));
+        Ok(Standing::Held(Lease::new(FencingToken::new(7))))
+    });
+    let error = Client::new(bent.clone()).mutex("k").lock().await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    sleep(SECOND).await;
+    assert_eq!(bent.calls(), [1, 0, 1], "it is given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_over_is_not_extended_before_anybody_has_seen_that() {
+    let bent = Bent::new();
+    let guard = lock(&Client::new(bent.clone())).await;
+    // To the very moment, and nothing else runs meanwhile.
+    assert!(time::advance(guard.remaining()).now_or_never().is_none());
+    let error = guard.extend(SECOND).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { reason: LossReason::Expired, .. }), "{error}");
+    assert_eq!(bent.calls()[1], 0, "the store was not asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_handed_on_gets_the_ttl_of_who_takes_it() {
+    for (ttl, renewals) in [(30 * SECOND, 0), (90 * SECOND, 1), (5 * SECOND, 1)] {
+        let bent = Bent::new();
+        let client = Client::new(bent.clone());
+        let guard = lock(&client).await;
+        let mutex = client.mutex("k").ttl(ttl);
+        let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
+        sleep(SECOND).await;
+        guard.release().await.unwrap();
+        let next = waiting.await.unwrap();
+        assert_eq!(bent.calls(), [1, renewals, 0], "it is asked for a change, if there is one");
+        let since = if renewals == 0 { SECOND } else { Duration::ZERO };
+        assert_eq!(next.remaining(), ttl - ttl / 100 - since);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_extensions_the_one_that_was_asked_for_last_counts() {
+    let bent = Bent::new().renew(|store, renewals, nth| async move {
+        let answers = store.renew(&renewals).await;
+        if nth == 0 {
+            sleep(2 * SECOND).await;
+        }
+        answers
+    });
+    let guard = lock(&Client::new(bent)).await;
+    let mut first = Box::pin(guard.extend(300 * SECOND));
+    assert!(first.as_mut().now_or_never().is_none());
+    let asked = Instant::now();
+    let certain = 60 * SECOND - 60 * SECOND / 100;
+    guard.extend(60 * SECOND).await.unwrap();
+    assert_eq!(guard.expires_at(), asked + certain);
+    first.await.unwrap();
+    assert_eq!(guard.expires_at(), asked + certain, "the answer to the first one is old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extension_that_is_answered_after_the_end_says_why_it_ended() {
+    let client = Client::new(Bent::new().renew(|store, renewals, _| async move {
+        sleep(5 * SECOND).await;
+        store.renew(&renewals).await
+    }));
+    let guard = client.mutex("k").max_hold(3 * SECOND).lock().await.unwrap();
+    let error = guard.extend(60 * SECOND).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { reason: LossReason::MaxHold, .. }), "{error}");
 }

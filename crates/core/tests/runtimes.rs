@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +14,8 @@ use std::{
 };
 
 use distlock_core::{Claim, Client, Event, Key, Standing};
-use support::{Bent, never};
+use futures_util::FutureExt as _;
+use support::{Bent, away, never};
 use tokio::{
     runtime::{Builder, Runtime},
     time::{self, sleep},
@@ -38,10 +40,17 @@ fn hangs_not(something: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Takes a while without a timer, which would end with its runtime.
+async fn a_while() {
+    for _ in 0..9 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// A store that takes a while to give something back.
 fn slow() -> Bent {
     Bent::new().release(|store, claim, _| async move {
-        tokio::task::yield_now().await;
+        a_while().await;
         distlock_core::Backend::release(&store, &claim).await
     })
 }
@@ -96,6 +105,7 @@ fn a_shutdown_finishes_what_was_left_without_a_runtime() {
         drop(ended);
         drop(guard);
         assert!(!bent.store.is_empty(), "nobody could give it back");
+        assert_eq!(bent.calls()[2], 0, "a driver is not polled where there is no runtime");
         runtime().block_on(client.shutdown());
         assert!(bent.store.is_empty());
     });
@@ -237,6 +247,56 @@ fn nothing_is_left_of_a_client_that_ends_before_its_runtime() {
     drop(client);
     drop(runtime);
     assert_eq!(bent.owners(), 1);
+}
+
+/// A release that was sent, by a client that is gone with its runtime.
+fn orphaned(bent: &Bent, shut_down: bool) -> impl Future {
+    let first = runtime();
+    let client = Client::new(bent.clone());
+    let guard = first.block_on(client.mutex("k").lock()).unwrap();
+    let mut release = Box::pin(guard.release());
+    first.block_on(async {
+        assert!(release.as_mut().now_or_never().is_none());
+        if shut_down {
+            client.shutdown().await;
+        }
+    });
+    release
+}
+
+/// Drops it in another runtime, and waits there until nothing has the store any more.
+fn drop_elsewhere(release: impl Future, bent: &Bent) {
+    let second = runtime();
+    second.block_on(async {
+        drop(release);
+        while 1 < bent.owners() {
+            assert_eq!(bent.calls()[2], 1, "it is told once");
+            sleep(SECOND / 1000).await;
+        }
+    });
+    assert_eq!(second.metrics().num_alive_tasks(), 0);
+}
+
+#[test]
+fn a_release_that_outlives_its_client_is_finished_and_leaves_no_task() {
+    hangs_not(|| {
+        let bent = slow();
+        drop_elsewhere(orphaned(&bent, false), &bent);
+        assert!(bent.store.is_empty());
+    });
+}
+
+#[test]
+fn a_release_that_fails_after_a_shutdown_is_not_tried_again() {
+    hangs_not(|| {
+        let bent = Bent::new().release(|store, claim, _| async move {
+            a_while().await;
+            // Only the answer fails.
+            distlock_core::Backend::release(&store, &claim).await?;
+            Err(away())
+        });
+        drop_elsewhere(orphaned(&bent, true), &bent);
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use distlock_core::{Backend as _, Client, Error};
 use distlock_memory::MemoryBackend;
 use futures_util::FutureExt as _;
-use support::Bent;
+use support::{Bent, never};
 use tokio::{
     task::yield_now,
     time::{self, sleep},
@@ -63,4 +63,17 @@ async fn a_shutdown_leaves_the_rest_of_a_minimal_hold() {
     assert!(other.mutex("k").try_lock().await.unwrap().is_none(), "it stays taken for 10 s");
     sleep(11 * SECOND).await;
     assert!(other.mutex("k").try_lock().await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_this_process_hears_of_it_at_once_whatever_the_store_does() {
+    let client = Client::new(Bent::new().release(|_, _, _| never()));
+    let _guard = client.mutex("k").lock().await.unwrap();
+    let mutex = client.mutex("k");
+    let waiting = tokio::spawn(async move { mutex.lock().await.map(drop) });
+    sleep(SECOND).await;
+    let mut shutdown = Box::pin(client.shutdown());
+    assert!(shutdown.as_mut().now_or_never().is_none());
+    let told = time::timeout(SECOND, waiting).await.expect("the store was not told yet").unwrap();
+    assert!(matches!(told, Err(Error::Closed)), "{told:?}");
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use distlock_core::Owner;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{sync::Barrier, task::JoinSet, time::sleep};
 
 use crate::{
     Op, Stage,
@@ -32,10 +32,14 @@ pub async fn a_lock_is_handed_on_without_the_store(stage: &Stage) {
     let faulty = stage.faulty();
     let client = stage.client_of(faulty.clone());
     let section = Section::default();
+    // Else a busy machine may run one after the other, and nobody would wait.
+    let all_there = Arc::new(Barrier::new(10));
     let mut tasks = JoinSet::new();
     for _ in 0..10 {
         let (mutex, section) = (client.mutex(Stage::NAME), section.clone());
+        let all_there = Arc::clone(&all_there);
         tasks.spawn(async move {
+            all_there.wait().await;
             for _ in 0..10 {
                 let guard = mutex.lock().await.expect("an answer");
                 section.visit(&guard, true).await;

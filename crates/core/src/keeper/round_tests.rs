@@ -9,6 +9,7 @@ use crate::{
     BackendError, Claim, FencingToken, Key, Lease, LossReason, Mode, Owner, Standing,
     claim::{Phase, Place},
     lease,
+    patience::OUTAGE,
     tenure::{Policy, Tenure},
 };
 
@@ -183,4 +184,60 @@ async fn a_place_that_is_to_be_looked_at_while_it_is_being_looked_at_is_so_once_
         let after = if again { Duration::from_millis(1) } else { Duration::from_secs(5) };
         assert_eq!(claim.state().due(), Some(now + after));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_the_store_cannot_look_at_is_kept_for_as_long_as_an_outage_is_borne() {
+    let claim = Claim::new(Key::new("k").unwrap(), Owner::new(1), Mode::Exclusive, TTL);
+    claim.queued(Duration::from_secs(1));
+    let due = Due { place: true, ..due(&claim, 0) };
+    let look = |answer| claim.state().renewed(&due, Instant::now(), answer);
+    let away = || Err(BackendError::transient("test", "away"));
+    // The second outage has nothing to do with the first one.
+    for _ in 0..2 {
+        assert!(matches!(look(away()), Outcome::Failed(_)));
+        assert_eq!(claim.state().due(), Some(Instant::now() + Duration::from_millis(100)));
+        advance(OUTAGE - Duration::from_millis(1)).await;
+        assert!(matches!(look(away()), Outcome::Failed(_)));
+        let queued = Ok(Standing::Queued { recheck: Duration::from_secs(1) });
+        assert!(matches!(look(queued), Outcome::Unchanged));
+    }
+    assert!(matches!(look(away()), Outcome::Failed(_)));
+    advance(OUTAGE).await;
+    let Outcome::Ended(end) = look(away()) else { panic!("it still stands there") };
+    assert_eq!(end.reason, LossReason::Gone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_nobody_took_yet_counts_from_its_last_confirmation() {
+    let claim = Claim::new(Key::new("k").unwrap(), Owner::new(1), Mode::Exclusive, TTL);
+    let due = Due { place: true, ..due(&claim, 0) };
+    let certain = lease::certain(TTL);
+    let granted = Instant::now();
+    assert!(claim.grant(grant(7)));
+    advance(Duration::from_secs(1)).await;
+    let look = |sent, token| claim.state().renewed(&due, sent, Ok(Standing::Held(grant(token))));
+    let sent = Instant::now();
+    advance(Duration::from_secs(1)).await;
+    assert!(matches!(look(sent, 8), Outcome::Unchanged));
+    assert_eq!(claim.state().due(), Some(granted + certain), "that is another grant");
+    assert!(matches!(look(sent, 7), Outcome::Unchanged));
+    assert_eq!(claim.state().due(), Some(sent + certain));
+    assert!(matches!(look(granted, 7), Outcome::Unchanged));
+    assert_eq!(claim.state().due(), Some(sent + certain), "a late answer takes nothing away");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_confirmed_by_a_renewal_that_carried_it_and_by_no_other() {
+    let (claim, sent) = held();
+    let renewed = |changed| {
+        let due = Due { changed, ..due(&claim, 0) };
+        let outcome = claim.state().renewed(&due, sent, Ok(Standing::Held(grant(7))));
+        assert!(matches!(outcome, Outcome::Renewed));
+        claim.state().terms.unconfirmed
+    };
+    claim.state().terms.unconfirmed = true;
+    assert!(renewed(false));
+    assert!(!renewed(true));
+    assert!(!renewed(false));
 }

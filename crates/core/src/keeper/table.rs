@@ -262,3 +262,23 @@ impl Due {
         Self { claim: claim.clone(), ttl, version, changed, place, late }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FencingToken, Lease, Mode, Owner, lease};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_grant_that_nobody_took_is_over_at_its_deadline_and_whenever_that_is_seen() {
+        let (ttl, moment) = (Duration::from_secs(10), Duration::from_millis(1));
+        let certain = lease::certain(ttl);
+        for (after, over) in [(certain - moment, false), (certain, true), (ttl * 2, true)] {
+            let key = Key::new("k").unwrap();
+            let claim = Claim::new(key, Owner::new(1), Mode::Exclusive, ttl);
+            let granted = Instant::now();
+            assert!(claim.grant(Lease::new(FencingToken::new(7))));
+            let verdict = assess(&claim, granted + after);
+            assert_eq!(matches!(verdict, Verdict::End(_)), over, "after {after:?}");
+        }
+    }
+}
