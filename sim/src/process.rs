@@ -308,6 +308,8 @@ impl Process {
                 let event = event.key(hold.guard.key().as_str()).deadline(hold.deadline);
                 self.world.record(&event);
             } else {
+                // Whoever has it was not told yet, by the end of a longest hold for example, and is told when the process goes on.
+                hold.deadline = hold.deadline.min(self.world.now());
                 hold.stalled = true;
             }
         }
