@@ -266,7 +266,7 @@ impl Places {
         let now = Instant::now();
         let mut table = self.table();
         let Some(place) = table.get_mut(&owner) else { return Verdict::Unknown };
-        let since = place.since(server, now).filter(|_| !self.confirm);
+        let since = place.since(server, now, ttl).filter(|_| !self.confirm);
         let margin = (ttl / 100).max(Duration::from_millis(5));
         match since.filter(|&since| now < since + ttl.saturating_sub(margin)) {
             Some(since) => {
@@ -306,7 +306,7 @@ impl Places {
 
 impl Place {
     /// From when on our clock a grant runs that was made at a time of the server's clock; none: it fits nothing that we know.
-    fn since(&self, server: i64, now: Instant) -> Option<Instant> {
+    fn since(&self, server: i64, now: Instant, ttl: Duration) -> Option<Instant> {
         let Some(anchor) = self.anchor else {
             // It came before the first answer. Under a new id, what it grants was asked for by this claim, so not before its first request. Under another
             // one nothing tells it from the late push of an earlier grant.
@@ -315,6 +315,10 @@ impl Place {
         // Older than the last answer, which said that we wait: overtaken by the loss of what it grants.
         let ahead = Duration::from_micros(u64::try_from(server.checked_sub(anchor.server)?).ok()?);
         let elapsed = now.saturating_duration_since(anchor.local);
+        if elapsed > ttl {
+            // All polls since then failed. A step of the server's clock meanwhile would not show in a push that is late by more than the step.
+            return None;
+        }
         if ahead > elapsed + elapsed / 100 {
             // More time has passed there than here: its clock was set.
             return None;

@@ -106,6 +106,18 @@ async fn a_push_older_than_the_last_answer_is_not_believed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_push_is_not_believed_when_the_server_s_clock_was_not_heard_of_for_a_ttl() {
+    let (places, claim) = (places(), claim());
+    places.enter(&claim);
+    queue(&places, &claim, START);
+    advance(TTL + SECOND).await;
+    grant(&places, &claim, START + 25_000_000, 0);
+    assert!(granted(&claim).is_none());
+    // So it asks, and the answer to a question that was under way is not believed for long.
+    assert_eq!(queue(&places, &claim, START), Duration::from_millis(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_push_from_a_clock_that_was_set_is_not_believed() {
     let (places, claim) = (places(), claim());
     places.enter(&claim);

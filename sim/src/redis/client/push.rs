@@ -76,7 +76,7 @@ impl Backend {
         let margin = (ttl / 100).max(Duration::from_millis(5));
         let since = match self.0.bug {
             Some(Bug::DeadlineFromPush) => Some(now),
-            _ => place.since(server, now),
+            _ => place.since(server, now, ttl),
         };
         match since.filter(|&since| now < since + ttl.saturating_sub(margin)) {
             Some(since) => {
@@ -127,11 +127,11 @@ impl Table {
 
 impl Place {
     /// From when on our clock a grant runs that was made at a time of the server's clock.
-    fn since(&self, server: i64, now: Instant) -> Option<Instant> {
+    fn since(&self, server: i64, now: Instant, ttl: Duration) -> Option<Instant> {
         let Some((shown, local)) = self.anchor else { return self.new.then_some(self.asked) };
         let ahead = Duration::from_micros(u64::try_from(server.checked_sub(shown)?).ok()?);
         let elapsed = now.saturating_duration_since(local);
-        if ahead > elapsed + elapsed / 100 {
+        if elapsed > ttl || ahead > elapsed + elapsed / 100 {
             return None;
         }
         Some((local + ahead - ahead / 100).min(now))
