@@ -1,8 +1,11 @@
 //! Violations of every kind, each planted into a history that is clean without it: the judge finds it, and nothing else.
 
+mod common;
+
 use std::time::Duration;
 
-use distlock_checker::{Check, Event, History, Kind, Rules, Verdict, judge};
+use common::verdict;
+use distlock_checker::{Check, Event, Kind, Rules, Verdict};
 
 const MS: u64 = 1_000_000;
 
@@ -35,17 +38,6 @@ fn clean() -> Vec<Event> {
     events.extend(hold(3, 220, 230, 300, 7));
     events.push(Event::new(900 * MS, Kind::Left).name("locks").value(0));
     events
-}
-
-fn verdict(events: &[Event], rules: &Rules) -> Verdict {
-    let mut history = History::new();
-    events.iter().for_each(|event| history.push(event));
-    // By way of the file, as everybody's history comes.
-    let mut file = Vec::new();
-    history.write(&mut file).unwrap();
-    let mut history = History::new();
-    history.read(&String::from_utf8(file).unwrap()).unwrap();
-    judge(&mut history, rules)
 }
 
 /// Only this is found.

@@ -1,8 +1,9 @@
 //! Locks that may be shared: what must not be at the same time is found, and what may is not.
 
-use distlock_checker::{
-    Check, Event, History, Kind, Mode, Opinion, Rules, Verdict, judge, linearizable_in,
-};
+mod common;
+
+use common::verdict;
+use distlock_checker::{Check, Event, Kind, Mode, Opinion, Rules, Verdict, linearizable_in};
 use proptest::prelude::*;
 
 const SHARED: Mode = Mode::Shared;
@@ -22,16 +23,6 @@ fn hold(client: u32, mode: Mode, grant: u64, release: u64, token: u64) -> Vec<Ev
         event(release, Kind::ReleaseInvoke),
         event(release + 1, Kind::Released),
     ]
-}
-
-fn verdict(events: &[Event], rules: &Rules) -> Verdict {
-    let mut history = History::new();
-    events.iter().for_each(|event| history.push(event));
-    let mut file = Vec::new();
-    history.write(&mut file).unwrap();
-    let mut history = History::new();
-    history.read(&String::from_utf8(file).unwrap()).unwrap();
-    judge(&mut history, rules)
 }
 
 /// What is found in holds of these modes, all at the same time.
