@@ -130,12 +130,14 @@ fn fate(folder: &Path, rounds: &[Round]) -> Result<Fate> {
 fn culprit(report: &str) -> Option<String> {
     let ends = ["FAIL", "SIG", "TIMEOUT", "TMT"];
     let tells = |line: &&str| {
-        let (verdict, _) = line.split_once('[')?;
-        ends.iter().any(|end| verdict.contains(end)).then_some(())
+        line.split_once('[')
+            .is_some_and(|(verdict, _)| ends.iter().any(|end| verdict.contains(end)))
     };
-    let line =
-        report.lines().rfind(|line| tells(line).is_some() && line.contains("distlock-redis"))?;
-    let (_, test) = line.split_once("distlock-redis")?;
+    let (_, test) = report
+        .lines()
+        .filter(tells)
+        .filter_map(|line| line.split_once("distlock-redis"))
+        .next_back()?;
     Some(test.trim_start_matches("::").trim().to_owned())
 }
 
