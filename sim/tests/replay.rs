@@ -81,7 +81,7 @@ fn what_no_lock_survives_is_shown() {
 
 #[test]
 fn bugs_are_caught() {
-    // Those that the first seeds find; `cargo xtask zoo` has them all.
+    // Those that every second seed finds or more; `cargo xtask zoo` has them all.
     for (bug, store, check) in [
         (Bug::FlagInsteadOfClock, Store::Redis, Check::Late),
         (Bug::RenewalCreates, Store::Redis, Check::Leak),
@@ -90,7 +90,7 @@ fn bugs_are_caught() {
         (Bug::TokenOfTheLatest, Store::Etcd, Check::Fence),
         (Bug::WaiterWithoutLease, Store::Etcd, Check::Exclusion),
     ] {
-        let caught = (1..=3).any(|seed| run_with(store, seed, Some(bug)).verdict.count(check) > 0);
+        let caught = (1..=20).any(|seed| run_with(store, seed, Some(bug)).verdict.count(check) > 0);
         assert!(caught, "{bug:?}");
     }
 }
