@@ -81,7 +81,7 @@ fn what_no_lock_survives_is_shown() {
 
 #[test]
 fn bugs_are_caught() {
-    // Those that every second seed finds or more; `cargo xtask zoo` has them all.
+    // Those that every fourth seed finds, or more; `cargo xtask zoo` has them all.
     for (bug, store, check) in [
         (Bug::FlagInsteadOfClock, Store::Redis, Check::Late),
         (Bug::RenewalCreates, Store::Redis, Check::Leak),
