@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Capabilities, Error, tenure::Policy};
+use crate::{Capabilities, Error, lease, tenure::Policy};
 
 /// The longest ttl: 24 days, what a signed 32-bit number of milliseconds holds.
 const MAX_TTL: Duration = Duration::from_secs(24 * 86_400);
@@ -13,6 +13,11 @@ const MAX_METADATA: usize = 4096;
 pub(crate) fn check_ttl(ttl: Duration, capabilities: &Capabilities) -> Result<(), Error> {
     if ttl < capabilities.resolution || ttl.is_zero() {
         let problem = format!("is {ttl:?}, the store's shortest is {:?}", capabilities.resolution);
+        return Err(Error::invalid("ttl", problem));
+    }
+    if lease::certain(ttl).is_zero() {
+        let margin = lease::margin(ttl);
+        let problem = format!("is {ttl:?}, it must be above the margin for clocks, {margin:?}");
         return Err(Error::invalid("ttl", problem));
     }
     if MAX_TTL < ttl {

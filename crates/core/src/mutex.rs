@@ -61,7 +61,7 @@ impl Mutex {
 
     /// The length of the lease: for how long the store keeps the lock without hearing of us. Default: the client's, 30 s.
     ///
-    /// At least the store's resolution, at most 24 days.
+    /// At least the store's [resolution](crate::Capabilities::resolution) and above 5 ms, the margin for clocks; at most 24 days.
     pub const fn ttl(mut self, ttl: Duration) -> Self {
         self.ask.ttl = ttl;
         self
@@ -115,9 +115,9 @@ impl Mutex {
 
     /// An owner id of one's own, to resume a lock after a restart, or to hand it to another process. Default: a new random one each time.
     ///
-    /// Whoever asks with the id of the holder *is* the holder. Use an id for one acquisition at a time, and another one after a release that failed:
-    /// that is tried again in the background, and would end what was taken with the same id since. So may a release that a broken connection made the
-    /// store repeat, should the first one be carried out late.
+    /// Whoever asks with the id of the holder *is* the holder. Use an id for one acquisition at a time, and another one after a loss, or a release that
+    /// failed: what the store may still have of it is given back in the background, again and again, which would end what was taken with the same id
+    /// since. So may a release that a broken connection made the store repeat, should the first one be carried out late.
     pub const fn owner(mut self, owner: Owner) -> Self {
         self.ask.owner = Some(owner);
         self

@@ -116,8 +116,6 @@ fn told(error: &Error) {
         | Error::Timeout { .. }
         | Error::RetriesExhausted { .. }
         | Error::Lost { .. } => {}
-        // The margin takes all of a ttl of a moment.
-        Error::Backend(error) if error.is_transient() => {}
         other => panic!("{other:?}"),
     }
 }
@@ -170,6 +168,31 @@ async fn lock(asked: &Asked) -> Result<(), Error> {
     guard.release().await?;
     client.mutex(&asked.name).wait_released(asked.limit).await?;
     Ok(())
+}
+
+/// It would be granted, and over, again and again.
+#[tokio::test(start_paused = true)]
+async fn a_ttl_that_leaves_nothing_above_the_margin_for_clocks_is_refused() {
+    let client = Client::new(MemoryBackend::new());
+    let millis = Duration::from_millis;
+    let shortest = client.mutex("k").ttl(millis(6)).lock().await.unwrap();
+    assert_eq!(shortest.remaining(), millis(1));
+    for ttl in [millis(1), millis(5)] {
+        let refused = [
+            client.mutex("k").ttl(ttl).lock().await.map(drop),
+            shortest.extend(ttl).await,
+            Client::builder(MemoryBackend::new()).ttl(ttl).build().map(drop),
+        ];
+        for result in refused {
+            let error = result.expect_err("it ends in the moment in which it begins");
+            assert_eq!(
+                error.to_string(),
+                format!("ttl is {ttl:?}, it must be above the margin for clocks, 5ms")
+            );
+            told(&error);
+        }
+    }
+    assert!(shortest.is_held(), "nothing was changed");
 }
 
 #[test]
