@@ -2,10 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -16,6 +13,11 @@ use crate::{
 };
 
 /// A client of a store of locks. Cheap to clone; all clones share one keeper, which renews what they hold, and one line per key.
+///
+/// # Runtimes
+/// It needs a tokio runtime with its timer enabled. The keeper is a task in the runtime in which the first lock was asked for: that one has to run while
+/// locks are held, also by others. When it ends, the next call of any other runtime starts the keeper anew there. Nothing is renewed in between, and a
+/// guard that outlasts it is lost by its deadline.
 ///
 /// # Examples
 /// ```
@@ -57,7 +59,6 @@ pub(crate) struct Inner {
     owners: OwnerPool,
     pub(crate) closing: Arc<Closing>,
     max_locks: usize,
-    locks: AtomicUsize,
 }
 
 static GLOBAL: OnceLock<Client> = OnceLock::new();
@@ -144,7 +145,9 @@ impl Client {
 
     /// Gives back everything that is still held, ends every waiter with [`Error::Closed`], and waits until the store was told.
     ///
-    /// A store that does not answer is waited for until what it was not told of ends by itself.
+    /// A store that does not answer is waited for until what it was not told of ends by itself. Calls that are asking the store are waited for until they
+    /// have given up, for a second at most where their task does not run. Without any runtime, the client's or the caller's, nobody can be told: what
+    /// is held ends by its ttl.
     ///
     /// Guards that are still there are lost, with [`LossReason::Shutdown`](crate::LossReason::Shutdown). The client cannot be used again.
     ///
@@ -154,8 +157,9 @@ impl Client {
         self.inner.closing.close();
         self.inner.lines.close();
         self.inner.keeper.end_all();
-        // Waiters that are woken now give up their places before the store is waited for.
+        // Waiters that are woken now give up their places before the store is waited for. In another thread that takes longer.
         tokio::task::yield_now().await;
+        self.inner.keeper.see_off(&self.inner.closing);
         self.inner.keeper.finish().await;
     }
 
@@ -217,16 +221,7 @@ impl Inner {
 
     /// Counts one more of the locks that the client may have or wait for at a time.
     pub(crate) fn take_seat(&self) -> Result<(), Error> {
-        let limit = self.max_locks;
-        if self.locks.fetch_add(1, Ordering::Relaxed) < limit {
-            return Ok(());
-        }
-        self.leave_seat();
-        Err(Error::Overloaded { what: "locks", limit })
-    }
-
-    pub(crate) fn leave_seat(&self) {
-        self.locks.fetch_sub(1, Ordering::Relaxed);
+        self.closing.take_seat(self.max_locks)
     }
 
     pub(crate) fn check_mode(&self, mode: Mode) -> Result<(), Error> {
@@ -367,7 +362,6 @@ impl ClientBuilder {
             owners: OwnerPool::default(),
             closing: Arc::default(),
             max_locks: self.max_locks,
-            locks: AtomicUsize::new(0),
         };
         Client { inner: Arc::new(inner), defaults: self.defaults }
     }

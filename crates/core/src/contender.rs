@@ -483,8 +483,6 @@ impl Drop for Contender<'_> {
         if let Some(Former { claim, call, until }) = self.former.take().map(|former| *former) {
             self.client.keeper.give_back(claim, turn, until, Some(call));
         }
-        if self.seated {
-            self.client.leave_seat();
-        }
+        self.client.closing.stop_asking(self.seated);
     }
 }

@@ -382,7 +382,7 @@ impl Drop for Held {
             giving.nudge();
         }
         if self.seated {
-            self.client.leave_seat();
+            self.client.closing.leave_seat();
         }
     }
 }

@@ -27,6 +27,7 @@ use self::table::Table;
 use crate::{
     AnyBackend, Backend as _, BackendError, Claim, Event, Key, LossReason, Observer,
     any::BoxFuture,
+    closing::Closing,
     line::Turn,
     sync::{AtomicUsize, Mutex, MutexGuard, Ordering, PoisonError},
     tenure::End,
@@ -167,6 +168,19 @@ impl Keeper {
         self.0.table().stopping = true;
     }
 
+    /// Has a shutdown wait for those who ask for a lock: what they leave when they hear of it is owed after that. One who does not run is not
+    /// waited for.
+    pub(crate) fn see_off(&self, closing: &Arc<Closing>) {
+        if closing.is_deserted() {
+            return;
+        }
+        let (owed, closing) = (Owed::new(&self.0), Arc::clone(closing));
+        self.adopt(Box::pin(async move {
+            let _owed = owed;
+            let _ = time::timeout(SLOWEST, closing.deserted()).await;
+        }));
+    }
+
     /// Waits until the store was told, or would have ended by itself what it was not told of.
     pub(crate) async fn finish(&self) {
         let mut idle = pin!(self.0.idle.notified());
@@ -180,13 +194,15 @@ impl Keeper {
         }
     }
 
-    /// Whether nothing is owed. Else sees to it that it goes on: the task's runtime may be gone, what it left is done in this one.
+    /// Whether nothing is owed, or nobody can do it. Else sees to it that it goes on: the task's runtime may be gone, what it left is done in this one.
     fn is_done(&self) -> bool {
-        let done = self.0.owed.load(Ordering::Acquire) == 0;
-        if !done {
-            self.wake(self.0.table());
+        if self.0.owed.load(Ordering::Acquire) == 0 {
+            return true;
         }
-        done
+        let table = self.0.table();
+        let lame = !table.running && Handle::try_current().is_err();
+        self.wake(table);
+        lame
     }
 
     /// Starts the task anew if its runtime has ended, and there is something to do.
@@ -306,6 +322,9 @@ async fn tend(mut running: Running) {
         }
     }
 }
+
+/// So long after a shutdown a task that asks for a lock has to run.
+const SLOWEST: Duration = Duration::from_secs(1);
 
 /// The timer's longest sleep: it must not overflow, and waking once a day costs nothing.
 const FAR: Duration = Duration::from_secs(86_400);

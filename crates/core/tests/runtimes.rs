@@ -4,11 +4,13 @@ mod support;
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
+    task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
 };
@@ -109,6 +111,41 @@ fn a_shutdown_finishes_what_was_left_without_a_runtime() {
         runtime().block_on(client.shutdown());
         assert!(bent.store.is_empty());
     });
+}
+
+#[test]
+fn a_shutdown_without_any_runtime_ends_though_nobody_can_do_what_is_owed() {
+    hangs_not(|| {
+        let ended = runtime();
+        let bent = slow();
+        let client = Client::new(bent.clone());
+        let guard = ended.block_on(client.mutex("k").lock()).unwrap();
+        drop(ended);
+        drop(guard);
+        poll_without_a_runtime(client.shutdown());
+        assert!(!bent.store.is_empty(), "it stays until its ttl is over");
+    });
+}
+
+/// Polls a future in this thread, in no runtime.
+fn poll_without_a_runtime<T>(future: impl Future<Output = T>) -> T {
+    let thread = thread::current();
+    let waker = Waker::from(Arc::new(Unpark(thread)));
+    let (mut future, mut cx) = (pin!(future), Context::from_waker(&waker));
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+            return value;
+        }
+        thread::park();
+    }
+}
+
+struct Unpark(thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
 #[test]

@@ -2,7 +2,12 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
 use distlock_core::{Backend as _, Client, Error};
 use distlock_memory::MemoryBackend;
@@ -39,6 +44,58 @@ async fn a_grant_that_comes_with_the_shutdown_is_given_back() {
     assert!(matches!(got, Err(Error::Closed)), "{got:?}");
     sleep(SECOND).await;
     assert!(bent.store.is_empty());
+}
+
+/// A task that comes to run some time after it was woken, as on a busy thread.
+async fn slowly<T>(future: impl Future<Output = T>) -> T {
+    let (mut future, mut delay) = (pin!(future), 0);
+    poll_fn(|cx| {
+        if 0 < delay {
+            delay -= 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        delay = 1000;
+        future.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// A store that grants at once, and tells it when a minute is over.
+fn late() -> Bent {
+    Bent::new().acquire(|store, claim, _| async move {
+        let granted = store.acquire(&claim).await;
+        sleep(60 * SECOND).await;
+        granted
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_waits_for_those_whose_request_is_under_way() {
+    let bent = Bent::new().acquire(|store, claim, _| async move {
+        let granted = store.acquire(&claim).await;
+        sleep(SECOND).await;
+        granted
+    });
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k");
+    let waiting = tokio::spawn(slowly(async move { mutex.lock().await.map(drop) }));
+    while bent.calls()[0] == 0 {
+        yield_now().await;
+    }
+    client.shutdown().await;
+    assert!(bent.store.is_empty(), "what it was granted is given back");
+    assert!(matches!(waiting.await.unwrap(), Err(Error::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_wait_for_one_who_does_not_run() {
+    let client = Client::new(late());
+    let mutex = client.mutex("k");
+    let mut stopped = Box::pin(mutex.lock());
+    assert!(stopped.as_mut().now_or_never().is_none());
+    time::timeout(2 * SECOND, client.shutdown()).await.expect("the shutdown hangs");
+    assert!(matches!(stopped.await, Err(Error::Closed)));
 }
 
 #[tokio::test(start_paused = true)]
