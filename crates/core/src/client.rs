@@ -153,6 +153,17 @@ impl Client {
     ///
     /// # Cancel safety
     /// Dropping the future lets the releases finish in the background.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), distlock_core::Error> {
+    /// # let client = distlock_core::Client::new(distlock_memory::MemoryBackend::new());
+    /// let guard = client.mutex("invoice/42").lock().await?;
+    /// client.shutdown().await;
+    /// assert!(!guard.is_held(), "somebody else may have it by now");
+    /// assert!(client.mutex("invoice/42").lock().await.is_err());
+    /// # Ok(()) }
+    /// ```
     pub async fn shutdown(&self) {
         self.inner.closing.close();
         self.inner.lines.close();

@@ -139,6 +139,17 @@ impl Guard {
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), distlock_core::Error> {
+    /// # let client = distlock_core::Client::new(distlock_memory::MemoryBackend::new());
+    /// let guard = client.mutex("invoice/42").lock().await?;
+    /// assert!(!guard.ttl().await?.is_zero());
+    /// client.force_release("invoice/42").await?;
+    /// assert!(guard.ttl().await?.is_zero());
+    /// # Ok(()) }
+    /// ```
     pub async fn ttl(&self) -> Result<Duration, Error> {
         let occupancy = self.held.client().backend.inspect(self.key()).await?;
         let own = occupancy.holders.into_iter().find(|holder| holder.owner == Some(self.owner()));
@@ -196,6 +207,19 @@ impl Guard {
     ///
     /// # Cancel safety
     /// Dropping the future lets the release finish in the background.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), distlock_core::Error> {
+    /// # let client = distlock_core::Client::new(distlock_memory::MemoryBackend::new());
+    /// use distlock_core::Released;
+    ///
+    /// let guard = client.mutex("invoice/42").lock().await?;
+    /// if guard.release().await? == Released::NotHeld {
+    ///     println!("it was lost before: somebody else may have worked at the same time");
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn release(self) -> Result<Released, Error> {
         let held = match self.held.release() {
             Release::Done(held) => held,

@@ -36,6 +36,15 @@ pub async fn connect(url: &str) -> Result<Client, Error> {
 ///
 /// # Cancel safety
 /// As [`connect`].
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), distlock::Error> {
+/// let backend = distlock::backend("memory://").await?;
+/// let client = distlock::Client::builder(backend).prefix("billing/").build()?;
+/// assert_eq!(client.mutex("invoice/42").key(), "billing/invoice/42");
+/// # Ok(()) }
+/// ```
 pub async fn backend(url: &str) -> Result<AnyBackend, Error> {
     let Some((scheme, rest)) = url.split_once("://") else {
         return Err(Error::invalid("store URL", "has no `scheme://` at its start"));
