@@ -48,6 +48,33 @@ async fn an_endless_delay_does_not_outlast_the_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_time_of_the_range_passes_before_the_first_attempt() {
+    let bent = Bent::new();
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k").start_jitter(3 * SECOND..=5 * SECOND);
+    for waits in [true, false] {
+        let (started, before) = (Instant::now(), bent.calls()[0]);
+        let mutex = mutex.clone();
+        let locking = tokio::spawn(async move {
+            match waits {
+                true => mutex.lock().await,
+                false => Ok(mutex.try_lock().await?.expect("nobody has it")),
+            }
+        });
+        sleep(3 * SECOND - SECOND / 1000).await;
+        assert_eq!(bent.calls()[0], before, "it asked too early");
+        drop(locking.await.unwrap().unwrap());
+        assert!((3 * SECOND..=5 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+    }
+    let started = Instant::now();
+    let locking = tokio::spawn(async move { mutex.lock().await.map(drop) });
+    sleep(SECOND).await;
+    client.shutdown().await;
+    assert!(matches!(locking.await.unwrap(), Err(Error::Closed)));
+    assert_eq!(started.elapsed(), SECOND, "a shutdown ends that too");
+}
+
+#[tokio::test(start_paused = true)]
 async fn delays_of_nothing_wait_in_line_for_as_long_as_it_takes() {
     let bent = Bent::new();
     let held = taken(&bent).await;
