@@ -8,7 +8,8 @@ use std::{
 };
 
 use distlock_core::{
-    Backend as _, Claim, Client, FencingToken, Key, Lease, LossReason, Mode, Owner, Standing,
+    Backend as _, Claim, Client, FencingToken, Key, Lease, Linear, LossReason, Mode, NoRetry,
+    Owner, Standing,
 };
 use support::Bent;
 use tokio::time::{Instant, sleep};
@@ -87,7 +88,10 @@ async fn a_store_is_told_whether_a_lock_is_to_be_renewed_and_may_queue() {
     drop(client.mutex("c").try_lock().await.unwrap());
     drop(client.mutex("d").lock_timeout(Duration::ZERO).await.unwrap());
     drop(client.mutex("e").lock_timeout(SECOND).await.unwrap());
-    let told = [(true, true), (false, true), (true, false), (true, false), (true, true)];
+    drop(client.mutex("f").retry(NoRetry).lock_timeout(SECOND).await.unwrap());
+    drop(client.mutex("g").retry(Linear::new(SECOND)).lock().await.unwrap());
+    let (queues, only_asks) = ((true, true), (true, false));
+    let told = [queues, (false, true), only_asks, only_asks, queues, only_asks, queues];
     assert_eq!(taken(&asked), told);
 }
 

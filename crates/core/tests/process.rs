@@ -98,3 +98,15 @@ async fn tokens_for_those_behind_are_asked_for_when_there_are_any() {
     }
     assert_eq!(*asked.lock().unwrap(), [1, 256]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_has_nothing_at_the_store_gives_nothing_back() {
+    let bent = Bent::new()
+        .acquire(|store, claim, _| async move { store.acquire(&claim.without_queue()).await });
+    let _held = Client::new(bent.store.clone()).mutex("k").lock().await.unwrap();
+    let client = Client::new(bent.clone());
+    assert!(client.mutex("k").try_lock().await.unwrap().is_none());
+    client.mutex("k").lock_timeout(SECOND).await.unwrap_err();
+    sleep(SECOND).await;
+    assert_eq!(bent.calls()[2], 0);
+}
