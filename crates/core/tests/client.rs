@@ -55,6 +55,32 @@ async fn after_a_shutdown_nothing_is_asked_of_the_store() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_has_and_waits_for_no_more_locks_than_it_may() {
+    let store = Bent::new();
+    let client = Client::builder(store.clone()).max_locks(2).build().unwrap();
+    for _ in 0..3 {
+        let held = client.mutex("a").lock().await.unwrap();
+        let next = client.mutex("a");
+        let next = tokio::spawn(async move { next.lock().await.unwrap() });
+        sleep(SECOND).await;
+        let before = store.calls()[0];
+        for name in ["a", "b"] {
+            let error = client.mutex(name).lock().await.unwrap_err();
+            assert!(matches!(error, Error::Overloaded { what: "locks", limit: 2 }), "{error}");
+            let error = client.mutex(name).try_lock().await.unwrap_err();
+            assert!(matches!(error, Error::Overloaded { what: "locks", limit: 2 }), "{error}");
+        }
+        assert_eq!(store.calls()[0], before);
+        // What was handed on counts as one, and who gave up as none.
+        held.release().await.unwrap();
+        let next = next.await.unwrap();
+        client.mutex("a").lock_timeout(SECOND).await.unwrap_err();
+        drop(client.mutex("b").lock().await.unwrap());
+        next.release().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_process_has_one_global_client() {
     assert!(Client::global().is_none());
     let store = MemoryBackend::new();
