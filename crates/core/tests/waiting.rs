@@ -235,6 +235,18 @@ async fn a_delay_goes_on_when_a_place_is_lost_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn delays_and_a_limit_that_are_not_over_end_nothing() {
+    for bent in [Bent::new(), lineless()] {
+        let held = taken(&bent).await;
+        let mutex = Client::new(bent).mutex("k").retry(Linear::new(SECOND));
+        let waiting = tokio::spawn(async move { mutex.lock_timeout(10 * SECOND).await });
+        sleep(5 * SECOND).await;
+        held.release().await.unwrap();
+        drop(waiting.await.unwrap().unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_has_no_time_waits_for_one_answer() {
     let bent = Bent::new().acquire(|store, claim, _| async move {
         sleep(SECOND).await;
