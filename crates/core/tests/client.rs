@@ -24,6 +24,28 @@ async fn a_lock_is_taken_away_from_whoever_holds_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_stands_behind_the_prefix_of_its_client() {
+    let store = MemoryBackend::new();
+    let client = Client::builder(store.clone()).prefix("jobs/").build().unwrap();
+    let mutex = client.mutex("k");
+    assert_eq!(mutex.key(), "jobs/k");
+    let _guard = mutex.lock().await.unwrap();
+    let plain = Client::new(store);
+    assert_eq!(plain.mutex("k").key(), "k");
+    for (client, name, holders) in [(&client, "k", 1), (&plain, "jobs/k", 1), (&plain, "k", 0)] {
+        assert_eq!(client.inspect(name).await.unwrap().holders.len(), holders, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefix_leaves_room_for_a_name() {
+    for (length, right) in [(0, true), (1022, true), (1023, true), (1024, false), (1025, false)] {
+        let built = Client::builder(MemoryBackend::new()).prefix("x".repeat(length)).build();
+        assert_eq!(built.is_ok(), right, "{length}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn it_is_enough_if_one_of_several_holders_was_still_there() {
     let holder = |id| Holder::new(Mode::Shared).owner(Owner::new(id));
     for (there, released) in [([1, 0], true), ([0, 1], true), ([1, 1], true), ([0, 0], false)] {
