@@ -110,3 +110,21 @@ async fn who_has_nothing_at_the_store_gives_nothing_back() {
     sleep(SECOND).await;
     assert_eq!(bent.calls()[2], 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn work_that_somebody_else_does_is_left_to_him() {
+    let mutex = Client::new(Bent::new()).mutex("k");
+    let other = mutex.clone();
+    let work = tokio::spawn(async move {
+        let work = async |_: &Guard| {
+            sleep(2 * SECOND).await;
+            7
+        };
+        other.try_run(work).await.unwrap().expect("nobody does it")
+    });
+    sleep(SECOND).await;
+    assert!(mutex.try_run(async |_| 8).await.unwrap().is_none());
+    let report = work.await.unwrap();
+    assert_eq!((report.value, report.held), (7, 2 * SECOND));
+    assert_eq!(mutex.try_run(async |_| 9).await.unwrap().unwrap().value, 9);
+}

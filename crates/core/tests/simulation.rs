@@ -30,7 +30,10 @@ async fn behind_a_shut_gate_nothing_is_renewed() {
     time::sleep(TTL * 2).await;
     assert!(!guard.is_held());
     assert!(Client::new(backend).mutex("k").try_lock().await.unwrap().is_some());
+    let mut late = tokio::spawn(gate.hold(async { 7 }));
+    assert!(time::timeout(TTL, &mut late).await.is_err());
     gate.open();
+    assert_eq!(late.await.unwrap(), 7, "what would have run by now does");
     let mut lost = std::pin::pin!(guard.lost());
     assert!(time::timeout(TTL, &mut lost).await.is_ok());
 }
