@@ -185,3 +185,68 @@ impl fmt::Display for LossReason {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    const WAITED: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn an_error_says_whether_asking_again_can_help() {
+        let key = Key::new("k").unwrap();
+        for (error, again, words) in [
+            (BackendError::transient("store", "is away").into(), true, "store: is away"),
+            (BackendError::permanent("store", "no").into(), false, "store: no"),
+            (BackendError::conflict("store", "a list").into(), false, "store: a list"),
+            (Error::Closed, false, "the client is shut down"),
+            (Error::invalid("ttl", "is 0"), false, "ttl is 0"),
+            (
+                Error::Lost { key, reason: LossReason::Gone },
+                false,
+                "lock `k` was lost: the store no longer has it for us",
+            ),
+            (
+                Error::Overloaded { what: "locks", limit: 7 },
+                true,
+                "the client has 7 locks already, its limit",
+            ),
+            (
+                Error::RetriesExhausted { attempts: 2, waited: WAITED },
+                true,
+                "the lock is still held after 2 attempts in 3s",
+            ),
+            (Error::Timeout { waited: WAITED }, true, "the lock is still held after 3s"),
+        ] {
+            assert_eq!((error.is_transient(), error.to_string()), (again, words.into()));
+        }
+    }
+
+    #[test]
+    fn a_failure_of_a_store_names_the_store_its_kind_and_its_cause() {
+        for (error, kind) in [
+            (BackendError::conflict("store", "no"), ErrorKind::Conflict),
+            (BackendError::permanent("store", "no"), ErrorKind::Permanent),
+            (BackendError::transient("store", "no"), ErrorKind::Transient),
+        ] {
+            assert_eq!((error.backend(), error.kind()), ("store", kind));
+            assert!(error.source().is_none());
+            let error = error.with_source(fmt::Error);
+            assert!(error.source().is_some_and(|source| source.is::<fmt::Error>()));
+            assert!(Error::from(error).source().is_some());
+        }
+    }
+
+    #[test]
+    fn a_loss_has_a_reason_of_its_own() {
+        use LossReason::{Expired, Gone, MaxHold, Released, Shutdown};
+
+        let reasons = [Expired, Gone, MaxHold, Released, Shutdown].map(|reason| reason.to_string());
+        let mut words: Vec<_> = reasons.iter().filter(|words| !words.is_empty()).collect();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), reasons.len());
+    }
+}

@@ -135,3 +135,41 @@ impl fmt::Display for Key {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        Key::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_key_has_1_to_1024_bytes() {
+        for (length, right) in [(0, false), (1, true), (1023, true), (1024, true), (1025, false)] {
+            assert_eq!(Key::new("x".repeat(length)).is_ok(), right, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_its_name() {
+        assert_eq!(key("a"), key("a"));
+        assert_ne!(key("a"), key("b"));
+        assert!(key("a") < key("b") && key("b") < key("ba") && key("ba") > key("a"));
+        assert_eq!(key("a").cmp(&key("a")), Ordering::Equal);
+        let key = key("a\n");
+        assert_eq!((key.as_str(), key.as_ref()), ("a\n", "a\n"));
+        assert_eq!((key.to_string(), format!("{key:?}")), ("a\n".into(), "\"a\\n\"".into()));
+    }
+
+    #[test]
+    fn keys_are_spread_in_a_map_and_found_in_it() {
+        let hash = |key: &Key| BuildHasherDefault::<Hashed>::default().hash_one(key);
+        let map: KeyMap<usize> = (0..100).map(|n| (key(&n.to_string()), n)).collect();
+        let mut hashes: Vec<_> = map.keys().map(hash).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert!(90 < hashes.len(), "{} of 100", hashes.len());
+        assert!((0..100).all(|n| map.get(&key(&n.to_string())) == Some(&n)));
+    }
+}

@@ -262,7 +262,8 @@ impl Mutex {
 
     /// Waits until nobody holds the lock, or somebody else does than at first, without taking it.
     ///
-    /// Asks the store again and again, after 16 to 512 ms.
+    /// Asks the store again and again, after 16 to 512 ms. Those of one process who hand the lock on among themselves are one holder here: the store hears
+    /// nothing of it.
     ///
     /// # Errors
     /// [`Error::Timeout`] when the same holder was there all the time; [`Error::Backend`], [`Error::Closed`], [`Error::Invalid`].

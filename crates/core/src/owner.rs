@@ -112,6 +112,7 @@ mod tests {
     fn debug_hides_and_display_shows_what_parses_back() {
         let owner = Owner::new(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
         assert_eq!(format!("{owner:?}"), "Owner(012345…)");
+        assert_eq!(owner.as_u128(), 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
         assert_eq!(owner.to_string().parse::<Owner>().unwrap(), owner);
         assert!("0123".parse::<Owner>().is_err());
         assert!("+123456789abcdef0123456789abcdef".parse::<Owner>().is_err());

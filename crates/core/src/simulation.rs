@@ -154,4 +154,35 @@ mod tests {
         assert_ne!(draw(1)[0], draw(1)[1]);
         assert_ne!(Owner::random().unwrap(), Owner::random().unwrap());
     }
+
+    #[test]
+    fn a_seed_of_today_is_the_same_run_tomorrow() {
+        let mut bytes = [0; 20];
+        seed(0);
+        assert!(fill(&mut bytes));
+        CHANCE.set(None);
+        // The first numbers of splitmix64, as published.
+        let words = [0xe220_a839_7b1d_cdaf_u64, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f];
+        let expected: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).take(20).collect();
+        assert_eq!(bytes.as_slice(), expected);
+        assert!(!fill(&mut bytes), "without a seed chance is the system's");
+        assert_eq!(bytes.as_slice(), expected);
+    }
+
+    #[test]
+    fn a_gate_shows_whether_it_is_shut() {
+        let gate = Gate::new();
+        assert!(format!("{gate:?}").contains("shut: false"));
+        gate.shut();
+        assert!(format!("{gate:?}").contains("shut: true"));
+    }
+
+    #[test]
+    fn a_claim_is_over_when_it_was_ended() {
+        let (key, ttl) = (crate::Key::new("k").unwrap(), std::time::Duration::from_secs(1));
+        let claim = Claim::new(key, Owner::new(1), Mode::Exclusive, ttl);
+        assert!(!is_over(&claim));
+        claim.end(crate::LossReason::Gone);
+        assert!(is_over(&claim));
+    }
 }

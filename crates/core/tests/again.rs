@@ -47,6 +47,17 @@ async fn a_lock_that_could_not_be_given_back_is_given_back_in_longer_and_longer_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_place_that_could_not_be_given_back_is_given_back_again() {
+    let (store, calls) = failing(3, away);
+    let _held = Client::new(store.store.clone()).mutex("k").lock().await.unwrap();
+    let client = Client::new(store);
+    client.mutex("k").lock_timeout(1000 * MS).await.unwrap_err();
+    time::sleep(20_000 * MS).await;
+    assert_eq!(offsets(&calls), [0, 16, 48, 112]);
+    assert_eq!(client.inspect("k").await.unwrap().waiting, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_gives_back_what_has_ended() {
     let (store, calls) = failing(usize::MAX, away);
     let client = Client::new(store);

@@ -182,27 +182,80 @@ async fn what_the_store_has_instead_of_the_lock_is_given_back() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_attempt_that_is_carried_out_after_the_release_leaves_nothing() {
-    // The first attempt gets a place, but the answer is lost. The second one is on its way when the grant comes, and when the lock is released.
-    let bent = Bent::new().acquire(|store, claim, nth| async move {
+/// A store whose first attempt gets a place, but the answer is lost. All others take 2 s on their way to it.
+fn forgetful() -> Bent {
+    Bent::new().acquire(|store, claim, nth| async move {
         if nth == 0 {
             let _ = store.acquire(&claim).await;
             return Err(away());
         }
         sleep(2 * SECOND).await;
         store.acquire(&claim).await
-    });
+    })
+}
+
+/// Takes the lock by a push, while another attempt is on its way.
+async fn lock_by_push(bent: &Bent, client: &Client, owner: Option<Owner>) -> Guard {
     let held = lock(&Client::new(bent.store.clone())).await;
-    let client = Client::new(bent.clone());
     let mutex = client.mutex("k").retry(|| [SECOND / 10; 100]);
-    let waiting = tokio::spawn(async move { mutex.lock().await.unwrap().release().await.unwrap() });
+    let mutex = owner.map_or(mutex.clone(), |owner| mutex.owner(owner));
+    let waiting = tokio::spawn(async move { mutex.lock().await.unwrap() });
     sleep(SECOND).await;
+    assert_eq!(bent.calls()[0], 2);
     held.release().await.unwrap();
-    waiting.await.unwrap();
+    waiting.await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_carried_out_after_the_release_leaves_nothing() {
+    // The release after that fails too, and is tried again.
+    let bent = forgetful().release(|store, claim, nth| async move {
+        if nth == 1 { Err(away()) } else { store.release(&claim).await }
+    });
+    let client = Client::new(bent.clone());
+    lock_by_push(&bent, &client, None).await.release().await.unwrap();
     assert!(bent.store.is_empty());
     sleep(5 * SECOND).await;
     assert!(bent.store.is_empty(), "nobody has the lock, and it is taken");
+    assert_eq!(bent.calls()[2], 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_carried_out_late_takes_nothing_from_who_holds_the_lock_by_then() {
+    let bent = forgetful();
+    let client = Client::new(bent.clone());
+    let guard = lock_by_push(&bent, &client, None).await;
+    sleep(5 * SECOND).await;
+    assert_eq!(bent.calls()[2], 0);
+    assert!(guard.is_held() && !bent.store.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_carried_out_late_takes_nothing_from_who_uses_the_same_id_again() {
+    let bent = forgetful();
+    let client = Client::new(bent.clone());
+    let owner = Owner::random().unwrap();
+    lock_by_push(&bent, &client, Some(owner)).await.release().await.unwrap();
+    let again = Client::new(bent.store.clone()).mutex("k").owner(owner);
+    let guard = again.lock().await.unwrap();
+    sleep(5 * SECOND).await;
+    assert_eq!(bent.calls()[2], 1);
+    assert!(guard.is_held() && !bent.store.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_attempt_that_was_granted_by_a_push_is_given_back_once() {
+    let bent = Bent::new().acquire(|store, claim, _| async move {
+        let Ok(Standing::Held(lease)) = store.acquire(&claim).await else { return Err(away()) };
+        claim.grant(lease);
+        sleep(2 * SECOND).await;
+        Ok(Standing::Held(lease))
+    });
+    let client = Client::new(bent.clone());
+    lock(&client).await.release().await.unwrap();
+    sleep(5 * SECOND).await;
+    assert_eq!(bent.calls(), [1, 0, 1]);
+    assert!(bent.store.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -134,3 +134,15 @@ async fn who_waits_in_this_process_hears_of_it_at_once_whatever_the_store_does()
     let told = time::timeout(SECOND, waiting).await.expect("the store was not told yet").unwrap();
     assert!(matches!(told, Err(Error::Closed)), "{told:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_answer_of_the_store_hears_of_it_at_once() {
+    let client = Client::new(Bent::new().acquire(|_, _, _| never()));
+    let mutex = client.mutex("k");
+    let waiting = tokio::spawn(async move { mutex.lock().await.map(drop) });
+    sleep(SECOND).await;
+    let mut shutdown = Box::pin(client.shutdown());
+    assert!(shutdown.as_mut().now_or_never().is_none());
+    let told = time::timeout(SECOND, waiting).await.expect("it waits for the answer").unwrap();
+    assert!(matches!(told, Err(Error::Closed)), "{told:?}");
+}

@@ -12,7 +12,7 @@ use std::{
 
 use distlock_core::{
     Backend as _, BackendError, Client, Error, Event, FencingToken, Key, Lease, Linear, LossReason,
-    NoRetry, Owner, Standing,
+    NoRetry, Owner, RetryStrategy as _, Standing,
 };
 use distlock_memory::MemoryBackend;
 use support::{Bent, away, never};
@@ -45,6 +45,33 @@ async fn an_endless_delay_does_not_outlast_the_limit() {
     let mutex = mutex.start_jitter(Duration::MAX..=Duration::MAX);
     let waited = time::timeout(60 * SECOND, mutex.lock_timeout(3 * SECOND)).await;
     assert!(matches!(waited.expect("waits for ever"), Err(Error::Timeout { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_of_the_range_passes_before_the_first_attempt() {
+    let bent = Bent::new();
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k").start_jitter(3 * SECOND..=5 * SECOND);
+    for waits in [true, false] {
+        let (started, before) = (Instant::now(), bent.calls()[0]);
+        let mutex = mutex.clone();
+        let locking = tokio::spawn(async move {
+            match waits {
+                true => mutex.lock().await,
+                false => Ok(mutex.try_lock().await?.expect("nobody has it")),
+            }
+        });
+        sleep(3 * SECOND - SECOND / 1000).await;
+        assert_eq!(bent.calls()[0], before, "it asked too early");
+        drop(locking.await.unwrap().unwrap());
+        assert!((3 * SECOND..=5 * SECOND).contains(&started.elapsed()), "{:?}", started.elapsed());
+    }
+    let started = Instant::now();
+    let locking = tokio::spawn(async move { mutex.lock().await.map(drop) });
+    sleep(SECOND).await;
+    client.shutdown().await;
+    assert!(matches!(locking.await.unwrap(), Err(Error::Closed)));
+    assert_eq!(started.elapsed(), SECOND, "a shutdown ends that too");
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +116,12 @@ async fn a_store_that_ends_what_it_is_asked_for_is_not_asked_without_a_pause() {
     });
     let mutex = Client::new(bent.clone()).mutex("k");
     let tried = time::timeout(10 * SECOND, mutex.try_lock()).await.expect("tries for ever");
-    assert!(tried.unwrap_err().is_transient());
+    let error = tried.unwrap_err();
+    assert!(
+        error.is_transient()
+            && error.to_string() == "bent: took the lock back in the moment of the grant",
+        "{error}"
+    );
     let before = bent.calls()[0];
     time::timeout(SECOND, mutex.lock()).await.unwrap_err();
     assert!(bent.calls()[0] - before <= 100, "{} times in a second", bent.calls()[0] - before);
@@ -105,7 +137,11 @@ async fn a_store_that_always_grants_too_late_is_not_asked_without_a_pause() {
     sleep(2000 * SECOND).await;
     let mutex = Client::new(bent.clone()).mutex("k");
     let tried = time::timeout(10 * SECOND, mutex.try_lock()).await.expect("tries for ever");
-    assert!(tried.unwrap_err().is_transient());
+    let error = tried.unwrap_err();
+    assert!(
+        error.is_transient() && error.to_string() == "bent: granted the lock after its deadline",
+        "{error}"
+    );
     let before = bent.calls()[0];
     time::timeout(SECOND, mutex.lock()).await.unwrap_err();
     assert!(bent.calls()[0] - before <= 100, "{} times in a second", bent.calls()[0] - before);
@@ -145,6 +181,84 @@ async fn one_who_stands_in_line_hears_of_a_store_that_stays_away() {
         drop(held);
         sleep(SECOND).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn outages_that_a_store_came_back_from_do_not_add_up() {
+    // Away for 20 s of 30: for those who ask, and for places that are looked at.
+    let started = Instant::now();
+    let is_away = move || started.elapsed().as_secs() % 30 < 20;
+    let looked = Bent::new().renew(move |store, renewals, _| async move {
+        if is_away() {
+            return renewals.iter().map(|_| Err(away())).collect();
+        }
+        store.renew(&renewals).await
+    });
+    // A store that takes places away is asked again and again.
+    let asked = Bent::new()
+        .acquire(move |store, claim, nth| async move {
+            if nth > 0 && is_away() { Err(away()) } else { store.acquire(&claim).await }
+        })
+        .renew(move |store, renewals, _| async move {
+            for renewal in &renewals {
+                let _ = store.release(&renewal.claim).await;
+            }
+            renewals.iter().map(|_| Ok(Standing::Nothing { retry_in: None })).collect()
+        });
+    for bent in [looked, asked] {
+        let held = taken(&bent).await;
+        let client = Client::new(bent.clone());
+        let waiting = tokio::spawn(async move { client.mutex("k").lock().await });
+        sleep(300 * SECOND).await;
+        assert!(!waiting.is_finished(), "{:?}", waiting.await);
+        assert!(10 < bent.calls()[0] + bent.calls()[1]);
+        held.release().await.unwrap();
+        drop(time::timeout(60 * SECOND, waiting).await.unwrap().unwrap().unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_goes_on_when_a_place_is_lost_in_it() {
+    let bent = Bent::new().renew(|store, renewals, _| async move {
+        for renewal in &renewals {
+            let _ = store.release(&renewal.claim).await;
+        }
+        renewals.iter().map(|_| Ok(Standing::Nothing { retry_in: None })).collect()
+    });
+    let _held = taken(&bent).await;
+    let mutex = Client::new(bent.clone()).mutex("k").ttl(3 * SECOND);
+    let (started, strategy) = (Instant::now(), Linear::new(100 * SECOND).limit(2));
+    let error = mutex.retry(strategy).lock().await.unwrap_err();
+    assert!(matches!(error, Error::RetriesExhausted { attempts: 3, .. }), "{error}");
+    assert_eq!(started.elapsed().as_secs(), 200);
+    assert!(20 < bent.calls()[0], "it asked anew {} times", bent.calls()[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn delays_and_a_limit_that_are_not_over_end_nothing() {
+    for bent in [Bent::new(), lineless()] {
+        let held = taken(&bent).await;
+        let mutex = Client::new(bent).mutex("k").retry(Linear::new(SECOND));
+        let waiting = tokio::spawn(async move { mutex.lock_timeout(10 * SECOND).await });
+        sleep(5 * SECOND).await;
+        held.release().await.unwrap();
+        drop(waiting.await.unwrap().unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_no_time_waits_for_one_answer() {
+    let bent = Bent::new().acquire(|store, claim, _| async move {
+        sleep(SECOND).await;
+        store.acquire(&claim).await
+    });
+    let client = Client::new(bent.clone());
+    let held = client.mutex("k").lock_timeout(Duration::ZERO).await.unwrap();
+    let other = Client::new(bent.clone()).mutex("k");
+    let error = other.lock_timeout(Duration::ZERO).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert_eq!(bent.calls()[0], 2);
+    drop(held);
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ type Asked = Result<Standing, BackendError>;
 #[derive(Clone)]
 pub(crate) struct Bent {
     pub(crate) store: MemoryBackend,
+    pub(crate) capabilities: Capabilities,
     acquire: Option<Bend<Claim, Asked>>,
     renew: Option<Bend<Vec<Renewal>, Vec<Asked>>>,
     release: Option<Bend<Claim, Result<bool, BackendError>>>,
@@ -34,8 +35,10 @@ pub(crate) struct Bent {
 
 impl Bent {
     pub(crate) fn new() -> Self {
+        let store = MemoryBackend::new();
         Self {
-            store: MemoryBackend::new(),
+            capabilities: store.capabilities(),
+            store,
             acquire: None,
             renew: None,
             release: None,
@@ -103,7 +106,7 @@ impl Backend for Bent {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.store.capabilities()
+        self.capabilities.clone()
     }
 
     async fn acquire(&self, claim: &Claim) -> Asked {
