@@ -161,7 +161,7 @@ impl Contender<'_> {
             }
             Err(LossReason::Shutdown) => return Next::End(Box::new(Error::Closed)),
             Err(_) => {
-                let unsure = self.bid.as_ref().and_then(|bid| bid.claim.state().unsure);
+                let unsure = self.bid.as_ref().and_then(|bid| bid.claim.state().unsure());
                 self.patience.suffer(unsure);
             }
         }
