@@ -15,7 +15,7 @@ use crate::{
     FencingToken, Key, LossReason, Mode, Owner,
     keeper::{Keeper, Slot},
     lease::{self, Lease},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError},
     tenure::{End, Tenure},
 };
 
@@ -31,21 +31,20 @@ struct Inner {
     owner: Owner,
     mode: Mode,
     may_queue: bool,
+    /// Somebody of another process waits for what this claim holds.
+    contended: AtomicBool,
     keeper: Option<Keeper>,
     state: Mutex<State>,
 }
 
 /// What of a claim changes. Guarded by one mutex, under which nobody else's code runs.
+///
+/// There may be as many of them as there are waiters: what only one phase needs is in that phase, so that it has the room of what the others need.
 pub(crate) struct State {
     pub(crate) terms: Terms,
     pub(crate) phase: Phase,
-    /// Somebody of another process waits for what this claim holds.
-    pub(crate) contended: bool,
-    /// Since when the store cannot say how its place stands.
-    pub(crate) unsure: Option<Instant>,
     /// Its place in the keeper's table.
     pub(crate) slot: Option<Slot>,
-    waker: Option<Waker>,
 }
 
 /// What the store is to write.
@@ -73,7 +72,12 @@ pub(crate) enum Phase {
     /// A guard has it.
     Held(Tenure),
     /// It is over. An owner id is never used again.
-    Over { reason: LossReason, token: FencingToken },
+    Over {
+        reason: LossReason,
+        token: FencingToken,
+        /// Since when the store could not say how its place stands.
+        unsure: Option<Instant>,
+    },
 }
 
 /// A place in the store's line, if the claim has one yet.
@@ -84,6 +88,10 @@ pub(crate) struct Place {
     pub(crate) renewing: bool,
     /// It is to be renewed once more as soon as the renewal under way is answered.
     pub(crate) again: bool,
+    /// Since when the store cannot say how it stands.
+    pub(crate) unsure: Option<Instant>,
+    /// Who waits for the grant.
+    pub(crate) waker: Option<Waker>,
 }
 
 impl Claim {
@@ -103,9 +111,9 @@ impl Claim {
         keeper: Option<Keeper>,
     ) -> Self {
         let phase = Phase::Waiting(Place::default());
-        let (contended, unsure, slot, waker) = (false, None, None, None);
-        let state = Mutex::new(State { terms, phase, contended, unsure, slot, waker });
-        Self(Arc::new(Inner { key, owner, mode, may_queue, keeper, state }))
+        let state = Mutex::new(State { terms, phase, slot: None });
+        let contended = AtomicBool::new(false);
+        Self(Arc::new(Inner { key, owner, mode, may_queue, contended, keeper, state }))
     }
 
     /// The same claim as the store sees it, but with a place, pushes and an end of its own; it does not queue.
@@ -221,7 +229,7 @@ impl Claim {
     #[must_use]
     pub fn last_token(&self) -> Option<FencingToken> {
         match &self.state().phase {
-            Phase::Held(tenure) => Some(tenure.token),
+            Phase::Held(tenure) => Some(tenure.token()),
             Phase::Over { token, .. } if *token != FencingToken::NONE => Some(*token),
             _ => None,
         }
@@ -248,7 +256,7 @@ impl Claim {
 
     /// Somebody of another process waits for what this claim holds.
     pub fn contend(&self) {
-        self.state().contended = true;
+        self.0.contended.store(true, Ordering::Relaxed);
     }
 
     /// The store may have missed to tell this claim something: it is to be renewed now.
@@ -285,8 +293,10 @@ impl Claim {
         if let Some(settled) = state.settled() {
             return Poll::Ready(settled);
         }
-        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            let before = state.waker.replace(cx.waker().clone());
+        if let Phase::Waiting(place) = &mut state.phase
+            && !place.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            let before = place.waker.replace(cx.waker().clone());
             // Whoever is the last to have a task drops it, with all that it has.
             drop(state);
             drop(before);
@@ -302,10 +312,11 @@ impl Claim {
     pub(crate) fn granted_since(&self, lease: Lease, since: Instant) -> bool {
         let waker = {
             let mut state = self.state();
-            match &state.phase {
-                Phase::Waiting(_) => {
+            match &mut state.phase {
+                Phase::Waiting(place) => {
+                    let waker = place.waker.take();
                     state.phase = Phase::Granted { lease, since };
-                    state.waker.take()
+                    waker
                 }
                 Phase::Granted { lease: had, .. } => return had.token() == lease.token(),
                 Phase::Held(tenure) => return tenure.granted == lease.token(),
@@ -324,6 +335,11 @@ impl Claim {
     /// Ends the claim. What the end has to set free is given back, to be settled outside of all locks but a store's.
     pub(crate) fn conclude(&self, reason: LossReason) -> Option<End> {
         self.state().conclude(reason)
+    }
+
+    /// Whether somebody of another process waits for what this claim holds.
+    pub(crate) fn is_contended(&self) -> bool {
+        self.0.contended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -345,22 +361,27 @@ impl fmt::Debug for Claim {
 
 impl State {
     pub(crate) fn conclude(&mut self, reason: LossReason) -> Option<End> {
-        let token = match &self.phase {
+        let (token, unsure) = match &self.phase {
             Phase::Over { .. } => return None,
             Phase::Held(tenure) => {
-                if !tenure.min_hold.is_zero() {
+                if tenure.is_bound() {
                     self.terms.rest = tenure.rest(Instant::now());
                 }
-                tenure.token
+                (tenure.token(), None)
             }
-            Phase::Granted { .. } | Phase::Waiting(_) => FencingToken::NONE,
+            Phase::Granted { .. } => (FencingToken::NONE, None),
+            Phase::Waiting(place) => (FencingToken::NONE, place.unsure),
         };
-        let phase = mem::replace(&mut self.phase, Phase::Over { reason, token });
-        Some(End::new(reason, phase, self.waker.take()))
+        let phase = mem::replace(&mut self.phase, Phase::Over { reason, token, unsure });
+        Some(End::new(reason, phase))
     }
 
-    pub(crate) const fn take_waker(&mut self) -> Option<Waker> {
-        self.waker.take()
+    /// Since when the store could not say how its place stood, if that is what it ended by.
+    pub(crate) const fn unsure(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Over { unsure, .. } => *unsure,
+            _ => None,
+        }
     }
 
     fn settled(&self) -> Option<Result<(Lease, Instant), LossReason>> {
@@ -410,5 +431,16 @@ impl Terms {
             version: 0,
             unconfirmed: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// There is one for each lock that is held and for each place in a store's line. Shared, it has 16 bytes more.
+    #[cfg(all(target_pointer_width = "64", not(shuttle)))]
+    #[test]
+    fn a_claim_takes_little_room() {
+        let room = size_of::<super::Inner>();
+        assert!(room <= 304, "{room} bytes");
     }
 }

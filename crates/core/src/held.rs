@@ -1,7 +1,12 @@
 //! A claim that is held, until it is given back: by its guard, to the next of this process, or to the store.
 
 use std::{
-    future::Future, future::poll_fn, pin::Pin, sync::Arc, task::Context, task::Poll, time::Duration,
+    future::{Future, poll_fn},
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -41,7 +46,7 @@ impl Held {
         turn: &mut Option<Turn>,
     ) -> Result<Self, LossReason> {
         let now = Instant::now();
-        let waker = {
+        let before = {
             let mut state = claim.state();
             match state.phase {
                 Phase::Over { reason, .. } => return Err(reason),
@@ -56,12 +61,11 @@ impl Held {
                 return Err(LossReason::Expired);
             }
             let ttl = state.granted_ttl(lease);
-            state.phase =
-                Phase::Held(Tenure::new(lease, since, deadline, now, ttl, turn.take(), policy));
-            state.take_waker()
+            let tenure = Tenure::new(lease, since, deadline, now, ttl, turn.take(), policy);
+            mem::replace(&mut state.phase, Phase::Held(tenure))
         };
-        // Nobody waits for this claim any more: its end must not wake whoever releases it, which costs more than the release.
-        drop(waker);
+        // Nobody waits for this claim any more, and who waited may be the last to have a task.
+        drop(before);
         client.keeper.place(claim);
         if client.check_open().is_err() {
             // Whether the shutdown has seen it in the keeper's table or not, it is over.
@@ -93,11 +97,9 @@ impl Held {
             let mut guard = self.claim.state();
             let state = &mut *guard;
             match &mut state.phase {
-                Phase::Held(tenure) if tenure.token == self.token && now < tenure.deadline => {
-                    tenure.renew_at = policy.renew_at;
+                Phase::Held(tenure) if tenure.token() == self.token && now < tenure.deadline => {
+                    tenure.adopt(policy);
                     state.terms.renews = policy.renew_at.is_some();
-                    tenure.min_hold = policy.min_hold;
-                    tenure.max_hold = policy.max_hold.and_then(|max| tenure.since.checked_add(max));
                     let same = state.terms.ttl == ttl && *state.terms.metadata == *metadata;
                     Some((same, state.is_misplaced()))
                 }
@@ -125,7 +127,7 @@ impl Held {
             let mut guard = self.claim.state();
             let state = &mut *guard;
             let tenure = match &mut state.phase {
-                Phase::Held(tenure) if tenure.token == self.token && sent < tenure.deadline => {
+                Phase::Held(tenure) if tenure.token() == self.token && sent < tenure.deadline => {
                     tenure
                 }
                 Phase::Over { reason, .. } => return Err(self.lost(*reason)),
@@ -170,7 +172,7 @@ impl Held {
             let answer = answer.unwrap_or_else(|| Err(self.unanswered(sent)));
             let stays = matches!(answer, Ok(Standing::Held(_) | Standing::Queued { .. }));
             let tenure = match &mut state.phase {
-                Phase::Held(tenure) if tenure.token == self.token => tenure,
+                Phase::Held(tenure) if tenure.token() == self.token => tenure,
                 Phase::Over { reason, .. } => return Err(self.lost(*reason)),
                 _ => return Err(self.lost(LossReason::Gone)),
             };
@@ -217,7 +219,7 @@ impl Held {
         let end = {
             let mut state = self.claim.state();
             match &state.phase {
-                Phase::Held(tenure) if tenure.token == self.token => {
+                Phase::Held(tenure) if tenure.token() == self.token => {
                     if Instant::now() < tenure.deadline {
                         return Ok(tenure.deadline);
                     }
@@ -236,7 +238,7 @@ impl Held {
     /// Canceled when it is held no more.
     pub(crate) fn lost_token(&self) -> CancellationToken {
         match &mut self.claim.state().phase {
-            Phase::Held(tenure) if tenure.token == self.token => {
+            Phase::Held(tenure) if tenure.token() == self.token => {
                 tenure.lost.get_or_insert_with(CancellationToken::new).clone()
             }
             _ => {
@@ -289,10 +291,10 @@ impl Held {
             let mut guard = self.claim.state();
             let state = &mut *guard;
             let tenure = match &mut state.phase {
-                Phase::Held(tenure) if tenure.token == self.token => tenure,
+                Phase::Held(tenure) if tenure.token() == self.token => tenure,
                 _ => return Release::Done(false),
             };
-            if let (true, Some(turn)) = (state.contended, &mut tenure.turn) {
+            if let (true, Some(turn)) = (self.claim.is_contended(), &mut tenure.turn) {
                 turn.contest(now);
             }
             let reason =
@@ -326,12 +328,13 @@ impl Held {
         let state = self.claim.state();
         let Phase::Held(tenure) = &state.phase else { return false };
         let ttl = state.terms.ttl;
+        let contested = tenure.contested || self.claim.is_contended();
         tenure.turn.is_some()
-            && tenure.renew_at.is_some()
-            && tenure.next_token().is_some()
+            && tenure.renews()
+            && tenure.is_passable()
             && !state.terms.unconfirmed
             && now + ttl / 2 <= tenure.deadline + lease::margin(ttl)
-            && (!(state.contended || tenure.contested) || tenure.passes < self.client.cohort_limit)
+            && (!contested || tenure.passes < self.client.cohort_limit)
             && tenure.rest(now).is_zero()
     }
 
@@ -341,18 +344,15 @@ impl Held {
         while let Some(heir) = self.client.lines.next_heir(self.claim.key()) {
             let (since, lost) = {
                 let mut guard = self.claim.state();
-                let state = &mut *guard;
-                let Phase::Held(tenure) = &mut state.phase else { return false };
-                let Some(token) = tenure.next_token().filter(|_| tenure.token == self.token) else {
+                let Phase::Held(tenure) = &mut guard.phase else { return false };
+                if tenure.token() != self.token {
+                    return false;
+                }
+                let Some(passed) = tenure.pass(now, self.claim.is_contended()) else {
                     return false;
                 };
-                tenure.token = token;
-                // Nobody renews what nobody has taken yet.
-                tenure.renew_at = None;
-                (tenure.min_hold, tenure.max_hold) = (Duration::ZERO, None);
-                tenure.passes += u32::from(state.contended || tenure.contested);
-                self.token = token;
-                (std::mem::replace(&mut tenure.since, now), tenure.lost.take())
+                self.token = tenure.token();
+                passed
             };
             if let Some(lost) = lost {
                 lost.cancel();

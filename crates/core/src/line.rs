@@ -82,12 +82,10 @@ struct Right {
 }
 
 /// A place in a line. Dropped, it is given up.
-pub(crate) struct Ticket {
+pub(crate) struct Ticket<'a> {
     rx: oneshot::Receiver<Entry>,
-    lines: Lines,
-    key: Key,
-    /// It is out of the line.
-    called: bool,
+    lines: &'a Lines,
+    key: &'a Key,
 }
 
 impl Lines {
@@ -108,7 +106,11 @@ impl Lines {
     }
 
     /// The turn, or a place to wait for it.
-    pub(crate) fn enter(&self, key: &Key, wants: Wants) -> Result<Result<Turn, Ticket>, Error> {
+    pub(crate) fn enter<'a>(
+        &'a self,
+        key: &'a Key,
+        wants: Wants,
+    ) -> Result<Result<Turn, Ticket<'a>>, Error> {
         let mut table = self.table();
         let full = self.0.waiting.load(Ordering::Relaxed) >= self.0.max_waiters;
         let closed = table.closed;
@@ -128,7 +130,7 @@ impl Lines {
         let (tx, rx) = oneshot::channel();
         line.waiters.push_back(Waiter { tx, wants });
         self.0.waiting.fetch_add(1, Ordering::Relaxed);
-        Ok(Err(Ticket { rx, lines: self.clone(), key: key.clone(), called: false }))
+        Ok(Err(Ticket { rx, lines: self, key }))
     }
 
     /// Whether anybody of this process waits for the key.
@@ -274,28 +276,27 @@ impl fmt::Debug for Turn {
     }
 }
 
-impl Future for Ticket {
+impl Future for Ticket<'_> {
     /// None: the lock was lost in the moment in which it was to be handed on. Enter again.
     type Output = Option<Entry>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let polled = Pin::new(&mut self.rx).poll(cx).map(Result::ok);
-        self.called |= polled.is_ready();
-        polled
+        Pin::new(&mut self.rx).poll(cx).map(Result::ok)
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         self.lines.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        if self.called {
+        if self.rx.is_terminated() {
+            // It was called.
             return;
         }
         self.rx.close();
         let sent = self.rx.try_recv();
         let mut table = self.lines.table();
         if sent.is_err()
-            && let Some(line) = table.lines.get_mut(&self.key)
+            && let Some(line) = table.lines.get_mut(self.key)
         {
             line.gone += 1;
             if line.gone * 2 > line.waiters.len() {
@@ -311,25 +312,26 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::{future::poll_fn, sync::LazyLock};
 
     use super::*;
 
     const WANTS: Wants = Wants { adopts: true, renews: true };
 
-    fn key() -> Key {
-        Key::new("k").unwrap()
+    fn key() -> &'static Key {
+        static KEY: LazyLock<Key> = LazyLock::new(|| Key::new("k").unwrap());
+        &KEY
     }
 
-    fn ticket(lines: &Lines) -> Ticket {
-        lines.enter(&key(), WANTS).unwrap().map(drop).expect_err("somebody has the turn")
+    fn ticket(lines: &Lines) -> Ticket<'_> {
+        lines.enter(key(), WANTS).unwrap().map(drop).expect_err("somebody has the turn")
     }
 
     #[tokio::test]
     async fn a_turn_goes_to_those_who_wait_in_their_order() {
         let lines = Lines::new(9);
-        let turn = lines.try_enter(&key()).unwrap();
-        assert!(lines.try_enter(&key()).is_none());
+        let turn = lines.try_enter(key()).unwrap();
+        assert!(lines.try_enter(key()).is_none());
         let (first, second) = (ticket(&lines), ticket(&lines));
         drop(turn);
         let Some(Entry::Turn(turn)) = first.await else { panic!("no turn") };
@@ -344,7 +346,7 @@ mod tests {
     #[tokio::test]
     async fn who_is_dropped_with_its_turn_unread_passes_it_on() {
         let lines = Lines::new(9);
-        let turn = lines.try_enter(&key()).unwrap();
+        let turn = lines.try_enter(key()).unwrap();
         let (first, second) = (ticket(&lines), ticket(&lines));
         drop(turn);
         drop(first);
@@ -356,17 +358,17 @@ mod tests {
     #[test]
     fn those_who_leave_are_forgotten() {
         let lines = Lines::new(1000);
-        let turn = lines.try_enter(&key()).unwrap();
+        let turn = lines.try_enter(key()).unwrap();
         let mut tickets: Vec<_> = (0..1000).map(|_| ticket(&lines)).collect();
-        assert!(lines.awaited(&key()));
-        let full = lines.enter(&key(), WANTS).err().unwrap();
+        assert!(lines.awaited(key()));
+        let full = lines.enter(key(), WANTS).err().unwrap();
         assert!(matches!(full, Error::Overloaded { limit: 1000, .. }), "{full}");
-        let places = || lines.table().lines[&key()].waiters.len();
+        let places = || lines.table().lines[key()].waiters.len();
         tickets.truncate(10);
         assert!(places() <= 20, "{} places for 10", places());
-        assert!(lines.awaited(&key()));
+        assert!(lines.awaited(key()));
         drop(tickets);
-        assert!(!lines.awaited(&key()));
+        assert!(!lines.awaited(key()));
         assert_eq!(lines.census(), (1, 0));
         assert!(places() < 3, "{} places of nobody", places());
         drop(turn);
@@ -376,16 +378,16 @@ mod tests {
     #[tokio::test]
     async fn a_lease_goes_only_to_whom_it_fits() {
         let lines = Lines::new(9);
-        let turn = lines.try_enter(&key()).unwrap();
+        let turn = lines.try_enter(key()).unwrap();
         let own_id =
-            lines.enter(&key(), Wants { adopts: false, renews: true }).unwrap().err().unwrap();
+            lines.enter(key(), Wants { adopts: false, renews: true }).unwrap().err().unwrap();
         let other = ticket(&lines);
         assert!(
-            lines.next_heir(&key()).is_none(),
+            lines.next_heir(key()).is_none(),
             "the first in line does not take it, and is not passed by"
         );
         drop(own_id);
-        assert!(lines.next_heir(&key()).is_some());
+        assert!(lines.next_heir(key()).is_some());
         assert!(other.await.is_none(), "it was taken out of the line and sent nothing");
         drop(turn);
     }
@@ -408,7 +410,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn that_others_wait_is_believed_for_a_while_by_each_who_gets_the_turn() {
         let lines = Lines::new(9);
-        let mut turn = lines.try_enter(&key()).unwrap();
+        let mut turn = lines.try_enter(key()).unwrap();
         let now = Instant::now();
         assert!(!turn.is_contested(now), "nobody said so");
         turn.contest(now);
@@ -419,6 +421,6 @@ mod tests {
         assert!(turn.is_contested(now) && turn.is_contested(now + CONTESTED - millisecond));
         assert!(!turn.is_contested(now + CONTESTED));
         drop(turn);
-        assert!(!lines.try_enter(&key()).unwrap().is_contested(now), "it goes with the turn");
+        assert!(!lines.try_enter(key()).unwrap().is_contested(now), "it goes with the turn");
     }
 }

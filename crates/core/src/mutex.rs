@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use tokio::{task::coop::consume_budget, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     Backend as _, Error, Exponential, FencingToken, Guard, Key, Mode, Owner, RetryStrategy,
@@ -10,7 +10,6 @@ use crate::{
     contender::{Ask, Contender},
     limits,
     patience::Patience,
-    retry,
     tenure::Policy,
 };
 
@@ -20,12 +19,12 @@ use crate::{
 #[derive(Clone)]
 #[must_use = "a mutex does nothing until it is locked"]
 pub struct Mutex {
-    client: Arc<Inner>,
+    pub(crate) client: Arc<Inner>,
     /// Not checked yet.
-    key: Key,
-    ask: Ask,
-    retry: Option<Arc<dyn RetryStrategy>>,
-    start_jitter: Option<(Duration, Duration)>,
+    pub(crate) key: Key,
+    pub(crate) ask: Ask,
+    pub(crate) retry: Option<Arc<dyn RetryStrategy>>,
+    pub(crate) start_jitter: Option<(Duration, Duration)>,
 }
 
 /// What [`Mutex::run`] gives back.
@@ -150,7 +149,8 @@ impl Mutex {
     /// # Ok(()) }
     /// ```
     pub async fn lock(&self) -> Result<Guard, Error> {
-        self.lock_until(None).await
+        let mut contender = self.contender(None)?;
+        contender.lock().await
     }
 
     /// Waits for the lock, at most for `limit`. With a limit of zero, asks once.
@@ -174,7 +174,8 @@ impl Mutex {
     /// # Ok(()) }
     /// ```
     pub async fn lock_timeout(&self, limit: Duration) -> Result<Guard, Error> {
-        self.lock_until(Some(limit)).await
+        let mut contender = self.contender(Some(limit))?;
+        contender.lock().await
     }
 
     /// Takes the lock if nobody holds it: `None` when somebody else does, or waits for it in this process.
@@ -196,9 +197,7 @@ impl Mutex {
     /// ```
     pub async fn try_lock(&self) -> Result<Option<Guard>, Error> {
         let mut contender = self.contender(None)?;
-        consume_budget().await;
-        self.delay_start(&mut contender).await?;
-        Ok(contender.try_lock().await?.map(|held| Guard::new(held, self.retry.clone())))
+        contender.try_lock().await
     }
 
     /// Waits for the lock, does the work, and releases. The work is dropped when the lock is lost.
@@ -284,9 +283,9 @@ impl Mutex {
         self.client.check_open()?;
         let strategy =
             Exponential::new(Duration::from_millis(16), Duration::from_millis(512)).jitter();
+        let strategy: Arc<dyn RetryStrategy> = Arc::new(strategy);
         let until = started.checked_add(timeout);
-        let closing = Arc::clone(&self.client.closing);
-        let mut patience = Patience::new(Some(Arc::new(strategy)), started, until, closing);
+        let mut patience = Patience::new(Some(&strategy), started, until, &self.client.closing);
         let mut first: Option<Vec<(Option<Owner>, Option<FencingToken>)>> = None;
         loop {
             let holders = patience.bound(self.client.backend.inspect(&key)).await??.holders;
@@ -312,15 +311,6 @@ impl Mutex {
         Ok(self.key.clone())
     }
 
-    async fn lock_until(&self, limit: Option<Duration>) -> Result<Guard, Error> {
-        let mut contender = self.contender(limit)?;
-        // A store that answers at once must not keep the other tasks of the thread from running.
-        consume_budget().await;
-        self.delay_start(&mut contender).await?;
-        let held = contender.lock().await?;
-        Ok(Guard::new(held, self.retry.clone()))
-    }
-
     fn contender(&self, limit: Option<Duration>) -> Result<Contender<'_>, Error> {
         self.key.check()?;
         self.client.check_open()?;
@@ -330,20 +320,8 @@ impl Mutex {
         limits::check_policy(&self.ask.policy, self.ask.ttl)?;
         let started = Instant::now();
         let until = limit.and_then(|limit| started.checked_add(limit));
-        let patience =
-            Patience::new(self.retry.clone(), started, until, Arc::clone(&self.client.closing));
-        Contender::new(&self.client, &self.key, &self.ask, patience)
-    }
-
-    async fn delay_start(&self, contender: &mut Contender<'_>) -> Result<(), Error> {
-        let Some((low, high)) = self.start_jitter else { return Ok(()) };
-        if high < low {
-            return Err(Error::invalid(
-                "start_jitter",
-                format!("is {low:?}..={high:?}, which is empty"),
-            ));
-        }
-        Box::pin(contender.delay(retry::random_between(low, high))).await
+        let patience = Patience::new(self.retry.as_ref(), started, until, &self.client.closing);
+        Contender::new(self, patience)
     }
 }
 

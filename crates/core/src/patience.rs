@@ -13,36 +13,34 @@ pub(crate) const OUTAGE: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// The patience of one call of `lock`.
-pub(crate) struct Patience {
-    strategy: Option<Arc<dyn RetryStrategy>>,
+///
+/// Tens of thousands may wait at a time: what only those need for whom not all goes well is in a box.
+pub(crate) struct Patience<'a> {
+    strategy: Option<&'a Arc<dyn RetryStrategy>>,
+    closing: &'a Closing,
+    started: Instant,
+    until: Option<Instant>,
+    trials: Option<Box<Trials>>,
+}
+
+/// How it went so far.
+struct Trials {
     delays: Option<Box<dyn Iterator<Item = Duration> + Send>>,
     /// When the present delay of a strategy is over.
     tick: Option<Instant>,
-    started: Instant,
-    until: Option<Instant>,
     attempts: u32,
-    closing: Arc<Closing>,
     /// Since when the store does not answer.
     outage: Option<Instant>,
 }
 
-impl Patience {
-    pub(crate) fn new(
-        strategy: Option<Arc<dyn RetryStrategy>>,
+impl<'a> Patience<'a> {
+    pub(crate) const fn new(
+        strategy: Option<&'a Arc<dyn RetryStrategy>>,
         started: Instant,
         until: Option<Instant>,
-        closing: Arc<Closing>,
+        closing: &'a Closing,
     ) -> Self {
-        Self {
-            strategy,
-            delays: None,
-            tick: None,
-            started,
-            until,
-            attempts: 1,
-            closing,
-            outage: None,
-        }
+        Self { strategy, closing, started, until, trials: None }
     }
 
     pub(crate) fn waited(&self) -> Duration {
@@ -74,19 +72,14 @@ impl Patience {
     pub(crate) async fn wait<T>(&mut self, something: impl Future<Output = T>) -> Result<T, Error> {
         let mut something = pin!(something);
         loop {
-            if self.strategy.is_some() && self.tick.is_none() {
-                let delay = self.next_delay().ok_or_else(|| self.exhausted())?;
-                self.tick = Instant::now().checked_add(delay);
-            }
-            let wake = self.sooner(self.tick);
+            let wake = self.next_tick()?;
             tokio::select! {
                 biased;
                 value = &mut something => return Ok(value),
                 () = self.closing.closed() => return Err(Error::Closed),
                 () = sleep_until(wake) => {
                     self.check_time()?;
-                    self.tick = None;
-                    self.attempts = self.attempts.saturating_add(1);
+                    self.count_attempt();
                 }
             }
         }
@@ -97,8 +90,7 @@ impl Patience {
         self.check_time()?;
         let delay = self.next_delay().ok_or_else(|| self.exhausted())?;
         let delay = hint.map_or(delay, |hint| delay.min(hint.max(SHORTEST)));
-        self.tick = None;
-        self.attempts = self.attempts.saturating_add(1);
+        self.count_attempt();
         let wake = self.sooner(Instant::now().checked_add(delay));
         tokio::select! {
             biased;
@@ -117,7 +109,7 @@ impl Patience {
         if !error.is_transient() {
             return Err(error.into());
         }
-        let outage = *self.outage.get_or_insert_with(Instant::now);
+        let outage = *self.trials().outage.get_or_insert_with(Instant::now);
         if self.strategy.is_none() && !(stood_in_line && outage.elapsed() < OUTAGE) {
             return Err(error.into());
         }
@@ -129,12 +121,17 @@ impl Patience {
 
     /// The store did not answer for a place in its line since then.
     pub(crate) fn suffer(&mut self, since: Option<Instant>) {
-        self.outage = self.outage.or(since);
+        if since.is_some() {
+            let trials = self.trials();
+            trials.outage = trials.outage.or(since);
+        }
     }
 
     /// The store answered.
-    pub(crate) const fn relieve(&mut self) {
-        self.outage = None;
+    pub(crate) fn relieve(&mut self) {
+        if let Some(trials) = &mut self.trials {
+            trials.outage = None;
+        }
     }
 
     /// Whether the time is over.
@@ -146,8 +143,8 @@ impl Patience {
     }
 
     /// Whether the client is shut down.
-    pub(crate) fn closing(&self) -> &Closing {
-        &self.closing
+    pub(crate) const fn closing(&self) -> &'a Closing {
+        self.closing
     }
 
     /// Until when an exchange with the store may last. Who has no time at all may wait for one answer.
@@ -165,13 +162,34 @@ impl Patience {
         }
     }
 
+    /// When to look again at what comes by itself.
+    fn next_tick(&mut self) -> Result<Option<Instant>, Error> {
+        if self.strategy.is_some() && self.trials().tick.is_none() {
+            let delay = self.next_delay().ok_or_else(|| self.exhausted())?;
+            self.trials().tick = Instant::now().checked_add(delay);
+        }
+        Ok(self.sooner(self.trials.as_ref().and_then(|trials| trials.tick)))
+    }
+
     fn next_delay(&mut self) -> Option<Duration> {
-        let strategy = &self.strategy;
-        let delays = self.delays.get_or_insert_with(|| match strategy {
+        let strategy = self.strategy;
+        let delays = self.trials().delays.get_or_insert_with(|| match strategy {
             Some(strategy) => strategy.delays(),
             None => retry::polling().delays(),
         });
         delays.next().map(|delay| delay.max(SHORTEST))
+    }
+
+    fn count_attempt(&mut self) {
+        let trials = self.trials();
+        trials.tick = None;
+        trials.attempts = trials.attempts.saturating_add(1);
+    }
+
+    fn trials(&mut self) -> &mut Trials {
+        self.trials.get_or_insert_with(|| {
+            Box::new(Trials { delays: None, tick: None, attempts: 1, outage: None })
+        })
     }
 
     /// This time or the end of all waiting, whichever comes first.
@@ -180,7 +198,8 @@ impl Patience {
     }
 
     fn exhausted(&self) -> Error {
-        Error::RetriesExhausted { attempts: self.attempts, waited: self.waited() }
+        let attempts = self.trials.as_ref().map_or(1, |trials| trials.attempts);
+        Error::RetriesExhausted { attempts, waited: self.waited() }
     }
 }
 

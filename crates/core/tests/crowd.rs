@@ -96,3 +96,12 @@ async fn what_is_due_soon_is_renewed_with_what_is_due_and_what_is_due_later_is_n
     sleep(TTL / 3).await;
     assert_eq!(*batches.lock().unwrap(), [vec!["now", "soon"], vec!["later"]]);
 }
+
+/// A spawned task has what its future has, some hundred bytes, and is rounded up to a multiple of 128: with a mutex that it shares it takes 384 bytes.
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn who_waits_takes_little_room() {
+    let mutex = Client::new(Bent::new()).mutex("k");
+    let room = size_of_val(&mutex.lock());
+    assert!(room <= 256, "{room} bytes");
+}

@@ -128,23 +128,24 @@ impl State {
         let reason = match (&mut self.phase, answer) {
             (Phase::Over { .. }, _) => return Outcome::Unchanged,
             (Phase::Waiting(place), Ok(Standing::Held(lease))) => {
-                *place = Place::default();
+                place.rest();
                 return Outcome::Granted(
                     lease,
                     lease.since().map_or(sent, |since| since.min(sent)),
                 );
             }
             (Phase::Waiting(place), Ok(Standing::Queued { recheck })) => {
-                self.unsure = None;
+                place.unsure = None;
                 let after = if place.again { Duration::ZERO } else { recheck };
-                *place = Place::due(now, after);
+                place.plan(now, after);
                 return Outcome::Unchanged;
             }
-            (Phase::Waiting(place), Err(error))
-                if error.is_transient() && now < *self.unsure.get_or_insert(sent) + OUTAGE =>
-            {
-                *place = Place::due(now, RECHECK_AFTER_FAILURE);
-                return Outcome::Failed(error);
+            (Phase::Waiting(place), Err(error)) if error.is_transient() => {
+                if now < *place.unsure.get_or_insert(sent) + OUTAGE {
+                    place.plan(now, RECHECK_AFTER_FAILURE);
+                    return Outcome::Failed(error);
+                }
+                LossReason::Gone
             }
             // The place is gone, or so wrong that its contender has to hear it: it asks anew.
             (Phase::Waiting(_), _) => LossReason::Gone,
@@ -190,16 +191,21 @@ impl Claim {
     /// The store gave it a place.
     pub(crate) fn queued(&self, recheck: Duration) {
         if let Phase::Waiting(place) = &mut self.state().phase {
-            *place = Place::due(Instant::now(), recheck);
+            place.plan(Instant::now(), recheck);
         }
     }
 }
 
 impl Place {
-    /// Looked at again after this time, be it nothing or for ever.
-    fn due(now: Instant, after: Duration) -> Self {
-        let recheck = now + after.clamp(SHORTEST_RECHECK, LONGEST_RECHECK);
-        Self { recheck: Some(recheck), ..Self::default() }
+    /// To be looked at again after this time, be it nothing or for ever.
+    fn plan(&mut self, now: Instant, after: Duration) {
+        self.rest();
+        self.recheck = Some(now + after.clamp(SHORTEST_RECHECK, LONGEST_RECHECK));
+    }
+
+    /// Not to be looked at any more.
+    fn rest(&mut self) {
+        (self.recheck, self.renewing, self.again) = (None, false, false);
     }
 }
 

@@ -173,7 +173,7 @@ async fn a_place_that_is_to_be_looked_at_while_it_is_being_looked_at_is_so_once_
     let claim = Claim::new(Key::new("k").unwrap(), Owner::new(1), Mode::Exclusive, TTL);
     let now = Instant::now();
     for again in [false, true] {
-        let place = Place { recheck: Some(now + TTL), renewing: true, again: false };
+        let place = Place { recheck: Some(now + TTL), renewing: true, ..Place::default() };
         claim.state().phase = Phase::Waiting(place);
         if again {
             claim.recheck();

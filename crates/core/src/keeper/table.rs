@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     Claim, Event, Key, LossReason,
     any::BoxFuture,
-    claim::{Phase, Place, Terms},
+    claim::{Phase, Terms},
     patience::OUTAGE,
     tenure::End,
 };
@@ -176,10 +176,9 @@ impl Table {
 
     /// Those who wait in a store's line, to be woken outside of the table's mutex.
     pub(super) fn waiting(&self) -> Vec<Waker> {
-        let take = |claim: &Claim| {
-            let mut state = claim.state();
-            let waits = matches!(state.phase, Phase::Waiting(_));
-            waits.then(|| state.take_waker()).flatten()
+        let take = |claim: &Claim| match &mut claim.state().phase {
+            Phase::Waiting(place) => place.waker.take(),
+            _ => None,
         };
         self.due.values().filter_map(take).collect()
     }
@@ -229,11 +228,12 @@ fn assess(claim: &Claim, now: Instant) -> Verdict {
         Phase::Waiting(place) => match place.recheck.filter(|due| *due <= now) {
             None => return Verdict::Wait,
             Some(due) if !place.renewing => {
-                *place = Place { recheck: Some(now + OUTAGE), renewing: true, again: false };
+                place.recheck = Some(now + OUTAGE);
+                (place.renewing, place.again) = (true, false);
                 return Verdict::Renew(Due::new(claim, terms, true, now - due));
             }
             Some(due) => {
-                state.unsure.get_or_insert(due - OUTAGE);
+                place.unsure.get_or_insert(due - OUTAGE);
                 LossReason::Gone
             }
         },
@@ -245,7 +245,9 @@ fn assess(claim: &Claim, now: Instant) -> Verdict {
             LossReason::Expired
         }
         Phase::Held(tenure) if tenure.deadline <= now => LossReason::Expired,
-        Phase::Held(tenure) if tenure.max_hold.is_some_and(|max| max <= now) => LossReason::MaxHold,
+        Phase::Held(tenure) if tenure.max_hold().is_some_and(|max| max <= now) => {
+            LossReason::MaxHold
+        }
         Phase::Held(tenure) if tenure.wants_renewal(now, slack(terms.ttl)) => {
             tenure.renewing = true;
             let late = tenure.overdue(now);
