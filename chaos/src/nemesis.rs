@@ -100,18 +100,13 @@ fn deal(
         }
         let Some(wound) = deck.pop() else { return Ok(()) };
         owed = owed.saturating_sub(1);
-        if !names_its_lock(wound) {
+        if !store.chooses(wound) {
             scene.fault(wound.name(), "");
         }
         let told = |error: io::Error| io::Error::new(error.kind(), format!("{wound:?}: {error}"));
         store.inflict(wound, scene).map_err(told)?;
     }
     Ok(())
-}
-
-/// It befalls one lock, which it finds out by itself.
-const fn names_its_lock(wound: Wound) -> bool {
-    matches!(wound, Wound::Deleted)
 }
 
 fn shuffled(scene: &mut Scene, wounds: &[Wound]) -> Vec<Wound> {
