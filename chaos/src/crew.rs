@@ -14,7 +14,12 @@ use distlock_checker::{Event, Kind};
 use distlock_servers::net::wait_until;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{clock, scene::Scene, setup::Setup, worker::STOP};
+use crate::{
+    clock,
+    scene::Scene,
+    setup::{Setup, kept_file},
+    worker::{KEEP, STOP},
+};
 
 /// All worker processes.
 #[derive(Debug)]
@@ -87,10 +92,7 @@ impl Crew {
             chosen.swap_remove(scene.dice.below(chosen.len() as u64) as usize);
         }
         for member in chosen {
-            // Written down before it stops and after it goes on, so that nothing of it is outside.
-            scene.write(&Event::new(clock::now(), Kind::Stall).of(member.number, 0));
-            kill_process(member.pid(), Signal::STOP)?;
-            member.stopped = true;
+            member.stop(scene)?;
         }
         drop(state);
         // Long enough to lose what they had, or just long enough for something to come late.
@@ -99,6 +101,41 @@ impl Crew {
             true => scene.pause(ttl, 3 * ttl),
             false => scene.pause(1, ttl),
         }
+        self.let_go_on(scene)
+    }
+
+    /// Stops a worker that has a lock, and for longer than a lease lasts, so that it loses it. Few others would be stopped in the middle of their
+    /// work where that is quick.
+    pub(crate) fn stop_holder(&self, scene: &mut Scene) -> io::Result<()> {
+        let mut state = self.state();
+        let chosen = scene.dice.below(state.members.len() as u64) as usize;
+        let Some(member) = state.members.get_mut(chosen) else { return Ok(()) };
+        let number = member.number;
+        let kept = kept_file(&scene.dir, number);
+        match fs::remove_file(&kept) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        member.tell(KEEP);
+        drop(state);
+        let patience = scene.plan.longest_ttl();
+        match wait_until("a worker has a lock", patience, || Ok(kept.exists())) {
+            // It may take long where everything fails.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
+            other => other?,
+        }
+        let mut state = self.state();
+        // It may have been killed meanwhile.
+        let member = state.members.iter_mut().find(|member| member.number == number);
+        let Some(member) = member else { return Ok(()) };
+        member.stop(scene)?;
+        drop(state);
+        let ttl = scene.ttl();
+        scene.pause(2 * ttl, 3 * ttl);
+        self.let_go_on(scene)
+    }
+
+    fn let_go_on(&self, scene: &Scene) -> io::Result<()> {
         for member in self.state().members.iter_mut().filter(|member| member.stopped) {
             kill_process(member.pid(), Signal::CONT)?;
             member.stopped = false;
@@ -148,10 +185,8 @@ impl Crew {
         let mut state = self.state();
         let State { members, problems, .. } = &mut *state;
         for member in &mut *members {
-            if let Some(pipe) = &mut member.child.stdin {
-                // Who is gone does not listen, and is told of below.
-                let _ = writeln!(pipe, "{STOP}");
-            }
+            // Who is gone does not listen, and is told of below.
+            member.tell(STOP);
         }
         let waited = wait_until("all workers have ended", limit, || {
             let mut all = true;
@@ -187,6 +222,21 @@ impl Crew {
 impl Member {
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// Tells it something, if it is there.
+    fn tell(&mut self, word: &str) {
+        if let Some(pipe) = &mut self.child.stdin {
+            let _ = writeln!(pipe, "{word}");
+        }
+    }
+
+    /// Written down before it stops, and after it goes on, so that nothing of it is outside.
+    fn stop(&mut self, scene: &Scene) -> io::Result<()> {
+        scene.write(&Event::new(clock::now(), Kind::Stall).of(self.number, 0));
+        kill_process(self.pid(), Signal::STOP)?;
+        self.stopped = true;
+        Ok(())
     }
 }
 

@@ -16,6 +16,9 @@ use crate::{
 /// Between two of them, in milliseconds.
 const PAUSE: (u64, u64) = (200, 2000);
 
+/// One time in so many the one who is stopped is one that has a lock.
+const HOLDER: u32 = 4;
+
 /// Inflicts wounds until the time is over: at first what every lock survives, in the second half also what none does. Each kind comes at least once,
 /// however long that takes.
 pub(crate) fn rage(store: &dyn Store, crew: &Crew, scene: &mut Scene) -> io::Result<()> {
@@ -25,9 +28,15 @@ pub(crate) fn rage(store: &dyn Store, crew: &Crew, scene: &mut Scene) -> io::Res
         let goes_on = |scene: &Scene| !over.load(Ordering::Relaxed) && !scene.has_failed();
         let stopper = scope.spawn(move || {
             guarded(&mut stops, |scene| {
-                while goes_on(scene) {
+                for turn in 1.. {
+                    if !goes_on(scene) {
+                        break;
+                    }
                     scene.pause(PAUSE.0, PAUSE.1);
-                    crew.stop_some(scene)?;
+                    match turn % HOLDER {
+                        0 => crew.stop_holder(scene)?,
+                        _ => crew.stop_some(scene)?,
+                    }
                 }
                 Ok(())
             })
@@ -91,18 +100,13 @@ fn deal(
         }
         let Some(wound) = deck.pop() else { return Ok(()) };
         owed = owed.saturating_sub(1);
-        if !names_its_lock(wound) {
+        if !store.chooses(wound) {
             scene.fault(wound.name(), "");
         }
         let told = |error: io::Error| io::Error::new(error.kind(), format!("{wound:?}: {error}"));
         store.inflict(wound, scene).map_err(told)?;
     }
     Ok(())
-}
-
-/// It befalls one lock, which it finds out by itself.
-const fn names_its_lock(wound: Wound) -> bool {
-    matches!(wound, Wound::Deleted)
 }
 
 fn shuffled(scene: &mut Scene, wounds: &[Wound]) -> Vec<Wound> {

@@ -1,6 +1,10 @@
 //! What a worker process is told when it is started.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// What a worker process is told when it is started, as words on its command line.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -68,6 +72,11 @@ impl Setup {
 /// The name of a lock.
 pub(crate) fn lock_name(number: usize) -> String {
     format!("chaos/{number}")
+}
+
+/// The file that a worker makes when it has a lock that it was told to keep.
+pub(crate) fn kept_file(dir: &Path, process: u32) -> PathBuf {
+    dir.join(format!("kept-{process}"))
 }
 
 #[cfg(test)]

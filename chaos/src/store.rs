@@ -3,6 +3,7 @@
 pub(crate) mod cluster;
 pub(crate) mod etcd;
 pub(crate) mod keys;
+pub(crate) mod networks;
 pub(crate) mod redis;
 pub(crate) mod sentinel;
 
@@ -29,6 +30,9 @@ pub(crate) trait Store: Send + Sync {
 
     /// What no lock on such a store survives.
     fn fatal(&self) -> Vec<Wound>;
+
+    /// Whether it befalls some of the locks only, which it chooses, and of which it takes note itself.
+    fn chooses(&self, wound: Wound) -> bool;
 
     /// Inflicts a wound, and returns when it is healed.
     fn inflict(&self, wound: Wound, scene: &mut Scene) -> io::Result<()>;
@@ -71,6 +75,7 @@ pub(crate) enum Wound {
     Restarted,
     Revoked,
     ScriptsFlushed,
+    SentinelClock,
     SentinelKilled,
     ServerStopped,
     Silenced,
@@ -114,6 +119,7 @@ impl Wound {
             Self::Restarted => "restarted",
             Self::Revoked => "revoked",
             Self::ScriptsFlushed => "scripts_flushed",
+            Self::SentinelClock => "sentinel_clock",
             Self::SentinelKilled => "sentinel_killed",
             Self::ServerStopped => "server_stopped",
             Self::Silenced => "silenced",
@@ -125,29 +131,34 @@ impl Wound {
 pub(crate) fn start(plan: &Plan, dir: &Path) -> io::Result<Box<dyn Store>> {
     Ok(match plan.backend {
         Backend::Redis => Box::new(redis::Redis::start(dir)?),
-        Backend::RedisCluster => Box::new(cluster::Cluster::start()?),
-        Backend::RedisSentinel => Box::new(sentinel::Sentinel::start()?),
+        Backend::RedisCluster => Box::new(cluster::Cluster::start(plan, dir)?),
+        Backend::RedisSentinel => Box::new(sentinel::Sentinel::start(dir)?),
         Backend::Etcd => Box::new(etcd::Etcd::start()?),
     })
 }
 
-/// While this is done, and until it is over, there may be second holders at any time.
+/// What explains a second holder, or a token that repeats: its name, and the lock, or none for all of them.
+pub(crate) type Excuse = (&'static str, String);
+
+/// While this is done, and until it is over, these may explain something at any time.
 pub(crate) fn unsettled<T>(
     scene: &mut Scene,
+    excuses: &[Excuse],
     work: impl FnOnce(&mut Scene) -> io::Result<T>,
 ) -> io::Result<T> {
     let over = AtomicBool::new(false);
     let witness = scene.fork();
+    let tell = |scene: &Scene| excuses.iter().for_each(|(name, key)| scene.fault(name, key));
     let tells = || {
         while !over.load(Ordering::Relaxed) {
-            witness.fault(UNSETTLED, "");
+            tell(&witness);
             thread::sleep(Duration::from_millis(100));
         }
     };
     thread::scope(|scope| {
         scope.spawn(tells);
         let result = work(scene);
-        scene.fault(UNSETTLED, "");
+        tell(scene);
         over.store(true, Ordering::Relaxed);
         result
     })

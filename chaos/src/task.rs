@@ -1,7 +1,7 @@
 //! A task of a worker: asks for locks in every way there is, works, is cancelled, and writes down all of it.
 
 use std::{
-    io,
+    fs, io,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     ledger::Ledger,
-    setup::lock_name,
+    setup::{Setup, kept_file, lock_name},
     worker::{Shared, give_up},
 };
 
@@ -51,7 +51,7 @@ impl Task {
 
     /// Works until the process is told to stop.
     pub(crate) async fn run(mut self) {
-        while !self.is_stopping() {
+        while !self.shared.orders.is_stopping() {
             let longest = match (self.dice.chance(0.05), self.shared.setup.hurry) {
                 (true, _) => 1000,
                 (false, true) => 10,
@@ -113,6 +113,7 @@ impl Task {
         self.write(seen.t, key, Kind::Granted, |event| event.fence(token).deadline(seen.d));
         self.note(key, Kind::Enter);
         let end = Instant::now() + self.length();
+        let end = if self.is_to_keep() { end + self.shared.setup.ttl * 4 } else { end };
         let lost = loop {
             let Some(look) = self.look(&guard) else { break Some(guard.lost().await) };
             seen = look;
@@ -124,7 +125,7 @@ impl Task {
             self.use_resource(&guard, key, number).await;
             let Some(look) = self.look(&guard) else { break Some(guard.lost().await) };
             seen = look;
-            if end <= Instant::now() || self.is_stopping() {
+            if end <= Instant::now() || self.shared.orders.is_stopping() {
                 break None;
             }
             if self.dice.chance(0.03) {
@@ -240,8 +241,15 @@ impl Task {
         }
     }
 
-    fn is_stopping(&self) -> bool {
-        self.shared.stopping.load(Ordering::Relaxed)
+    /// Whether the driver waits for somebody to have a lock, who is told that this is so.
+    fn is_to_keep(&self) -> bool {
+        let keeps = self.shared.orders.keep.swap(false, Ordering::Relaxed);
+        if keeps {
+            let Setup { dir, process, .. } = &self.shared.setup;
+            let told = fs::write(kept_file(dir, *process), "");
+            told.unwrap_or_else(|error| give_up(&format!("the driver cannot be told: {error}")));
+        }
+        keeps
     }
 
     fn note(&self, key: &str, kind: Kind) {

@@ -106,7 +106,7 @@ impl fmt::Display for Outcome {
         let faults: Vec<String> = figures
             .faults
             .iter()
-            .filter(|(name, _)| *name != UNSETTLED)
+            .filter(|(name, _)| ![FENCE_RESET, UNSETTLED].contains(&name.as_str()))
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
         writeln!(f, "  faults: {}", faults.join(", "))?;

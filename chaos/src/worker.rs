@@ -24,6 +24,9 @@ use crate::{clock::Anchor, journal::Journal, setup::Setup, task::Task};
 /// What the driver says when the worker is to end what it does, and leave.
 pub(crate) const STOP: &str = "stop";
 
+/// What the driver says when the worker is to keep the next lock that it gets, for longer than a lease lasts.
+pub(crate) const KEEP: &str = "keep";
+
 /// How a worker ends that found what must not be.
 const WRONG: i32 = 3;
 
@@ -34,16 +37,29 @@ pub(crate) struct Shared {
     pub(crate) client: Client,
     pub(crate) journal: Journal,
     pub(crate) anchor: Anchor,
-    pub(crate) stopping: Arc<AtomicBool>,
+    pub(crate) orders: Arc<Orders>,
+}
+
+/// What the driver has said.
+#[derive(Debug, Default)]
+pub(crate) struct Orders {
+    pub(crate) stop: AtomicBool,
+    pub(crate) keep: AtomicBool,
+}
+
+impl Orders {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }
 
 /// Works until it is told to stop. It ends with the driver, whatever becomes of that.
 pub(crate) fn run(words: &[String]) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let setup = Setup::parse(words)?;
     let journal = Journal::open(&setup.dir, setup.process)?;
-    let stopping = Arc::new(AtomicBool::new(false));
-    listen(Arc::clone(&stopping));
-    runtime(setup.threads)?.block_on(work(setup, journal, stopping))?;
+    let orders = Arc::new(Orders::default());
+    listen(Arc::clone(&orders));
+    runtime(setup.threads)?.block_on(work(setup, journal, orders))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -61,13 +77,16 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
 }
 
 /// Waits for a word from the driver, in a thread of its own.
-fn listen(stopping: Arc<AtomicBool>) {
+fn listen(orders: Arc<Orders>) {
     thread::spawn(move || {
         let mut line = String::new();
         loop {
             line.clear();
-            match io::stdin().read_line(&mut line) {
-                Ok(1..) if line.trim_end() == STOP => stopping.store(true, Ordering::Relaxed),
+            let read = io::stdin().read_line(&mut line);
+            match line.trim_end() {
+                STOP => orders.stop.store(true, Ordering::Relaxed),
+                KEEP => orders.keep.store(true, Ordering::Relaxed),
+                other if matches!(read, Ok(1..)) => give_up(&format!("what is `{other}`?")),
                 // The driver is gone.
                 _ => process::exit(2),
             }
@@ -75,9 +94,9 @@ fn listen(stopping: Arc<AtomicBool>) {
     });
 }
 
-async fn work(setup: Setup, journal: Journal, stopping: Arc<AtomicBool>) -> Result<(), Error> {
-    let Some(client) = connect(&setup, &stopping).await? else { return Ok(()) };
-    let shared = Arc::new(Shared { setup, client, journal, anchor: Anchor::new(), stopping });
+async fn work(setup: Setup, journal: Journal, orders: Arc<Orders>) -> Result<(), Error> {
+    let Some(client) = connect(&setup, &orders).await? else { return Ok(()) };
+    let shared = Arc::new(Shared { setup, client, journal, anchor: Anchor::new(), orders });
     let mut dice = Dice::new(shared.setup.seed);
     let mut tasks = JoinSet::new();
     for number in 1..=shared.setup.tasks {
@@ -96,8 +115,8 @@ async fn work(setup: Setup, journal: Journal, stopping: Arc<AtomicBool>) -> Resu
 }
 
 /// Connects, however long the server is away; nothing if it is over before.
-async fn connect(setup: &Setup, stopping: &AtomicBool) -> Result<Option<Client>, Error> {
-    while !stopping.load(Ordering::Relaxed) {
+async fn connect(setup: &Setup, orders: &Orders) -> Result<Option<Client>, Error> {
+    while !orders.is_stopping() {
         match distlock::backend(&setup.url).await {
             Ok(backend) => {
                 let client = Client::builder(backend).ttl(setup.ttl);

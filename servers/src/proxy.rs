@@ -27,7 +27,7 @@ mod wire;
 use std::{
     collections::HashMap,
     fmt, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -42,6 +42,9 @@ use self::wire::End;
 pub(crate) use self::background::Background;
 
 pub use self::raw::RawProxy;
+
+/// Where servers listen.
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// Waiting for longer than this is a hung test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,16 +82,40 @@ impl Proxy {
     /// # Errors
     /// If there is no port or no thread.
     pub fn start(upstream_port: u16) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        let upstream = SocketAddr::from(([127, 0, 0, 1], upstream_port));
-        let background = Background::start({
+        Self::launch((LOCALHOST, 0).into(), upstream_port, None)
+    }
+
+    /// Starts a proxy on the port of the server, on another address of this machine, such as
+    /// 127.0.0.2. In what the server says, 127.0.0.1 becomes that address.
+    ///
+    /// So where each server of a group has such a proxy, who comes by this address is led to the
+    /// proxies alone, by MOVED, by CLUSTER SLOTS and by Sentinels, as if behind a router that
+    /// translates addresses. The servers go on talking to each other without proxies.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if the address is not as long as 127.0.0.1, as text. Others
+    /// if it cannot be listened on: Linux has all addresses from 127.0.0.1 on, other systems have
+    /// to be told.
+    pub fn start_at(address: Ipv4Addr, port: u16) -> io::Result<Self> {
+        let alias = address.to_string().into_bytes();
+        if alias.len() != LOCALHOST.to_string().len() {
+            let message = format!("{address} would not fit in the place of {LOCALHOST}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        Self::launch((address, port).into(), port, Some(alias))
+    }
+
+    fn launch(at: SocketAddr, upstream_port: u16, alias: Option<Vec<u8>>) -> io::Result<Self> {
+        let shared = Arc::new(Shared { alias, ..Shared::default() });
+        let upstream = SocketAddr::from((LOCALHOST, upstream_port));
+        let background = Background::start_at(at, {
             let shared = Arc::clone(&shared);
             move |listener| connection::serve(listener, upstream, shared)
         })?;
         Ok(Self { shared, background })
     }
 
-    /// The port to connect to, on 127.0.0.1.
+    /// The port to connect to.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.background.port()
@@ -312,6 +339,8 @@ impl fmt::Debug for Matcher {
 
 #[derive(Default)]
 struct Shared {
+    /// What the server calls 127.0.0.1 is this to the client.
+    alias: Option<Vec<u8>>,
     state: Mutex<State>,
     blackhole: watch::Sender<bool>,
     /// Changes with each request.
@@ -360,6 +389,19 @@ impl Shared {
         for end in self.state().connections.values_mut().filter_map(Option::take) {
             // Who does not listen has ended.
             let _ = end.send(how);
+        }
+    }
+
+    /// Calls the servers what the client calls them.
+    fn translate(&self, frame: &mut [u8]) {
+        let Some(alias) = &self.alias else { return };
+        let own = LOCALHOST.to_string();
+        let mut at = 0;
+        while let Some(window) = frame.get_mut(at..at + own.len()) {
+            if window == own.as_bytes() {
+                window.copy_from_slice(alias);
+            }
+            at += 1;
         }
     }
 

@@ -75,7 +75,8 @@ impl RedisServer {
         Self::launch_with_env(name, &[], args)
     }
 
-    fn launch_with_env(
+    /// As [`launch`](Self::launch), with `NAME=VALUE` in its environment.
+    pub(crate) fn launch_with_env(
         name: &str,
         env: &[String],
         args: impl Fn(u16, &Path) -> io::Result<Vec<String>>,

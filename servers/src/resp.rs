@@ -3,7 +3,7 @@
 use std::{
     fmt,
     io::{self, BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
     time::Duration,
@@ -41,7 +41,15 @@ impl Connection {
     /// # Errors
     /// If nobody listens there.
     pub fn tcp(port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        Self::at((Ipv4Addr::LOCALHOST, port))
+    }
+
+    /// Connects to an address.
+    ///
+    /// # Errors
+    /// If nobody listens there.
+    pub fn at(address: impl Into<SocketAddr>) -> io::Result<Self> {
+        let stream = TcpStream::connect(address.into())?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;

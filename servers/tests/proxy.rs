@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::TcpStream,
+    net::{Ipv4Addr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -213,4 +213,16 @@ fn what_was_ordered_does_not_happen_after_the_heal_and_the_past_can_be_forgotten
     assert_eq!(proxy.count("INCR"), 0);
     assert_eq!(other.command(&["INCR", "n"]).unwrap(), Reply::Integer(3));
     assert_eq!(proxy.count("INCR"), 1);
+}
+
+#[test]
+fn an_address_that_does_not_fit_in_the_place_of_another_is_refused() {
+    let server = RedisServer::start(&[]).unwrap();
+    let error = Proxy::start_at(Ipv4Addr::new(127, 0, 0, 10), server.port()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    let proxy = Proxy::start_at(Ipv4Addr::new(127, 0, 0, 9), server.port()).unwrap();
+    assert_eq!(proxy.port(), server.port());
+    let mut connection = Connection::at((Ipv4Addr::new(127, 0, 0, 9), proxy.port())).unwrap();
+    let told = connection.command(&["ECHO", "x127.0.0.1:1,127.0.0.2,127.0.0.1"]).unwrap();
+    assert_eq!(told, text("x127.0.0.9:1,127.0.0.2,127.0.0.9"));
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::TcpStream,
+    net::{Ipv4Addr, TcpStream},
     path::Path,
     process::{Command, Output},
     time::Duration,
@@ -10,7 +10,9 @@ use std::{
 
 use distlock_servers::{
     net::wait_until,
+    proxy::Proxy,
     redis::{RedisCluster, RedisSentinel, RedisTls},
+    resp::Connection,
 };
 
 #[test]
@@ -28,6 +30,17 @@ fn a_cluster_serves_every_slot_and_survives_a_master() -> io::Result<()> {
     for (master, replica) in cluster.nodes().iter().zip(replicas) {
         assert_eq!(cluster.replica_of(master)?.port(), replica.port());
     }
+    assert_eq!((cluster.shard_of("foo")?, cluster.shard_of("hello")?), (2, 0));
+    // "a" is in slot 15495, "b" in 3300, "c" in 7365.
+    assert_eq!((cluster.shard_of("a")?, cluster.shard_of("b")?, cluster.shard_of("c")?), (2, 0, 1));
+    let alias = Ipv4Addr::new(127, 0, 0, 2);
+    let _proxy = Proxy::start_at(alias, second.port())?;
+    let mut behind = Connection::at((alias, second.port()))?;
+    let moved = behind.command(&["GET", "foo"]).unwrap_err().to_string();
+    assert_eq!(moved, format!("MOVED 12182 {alias}:{}", third.port()), "clients stay with proxies");
+    let slots = behind.command(&["CLUSTER", "SLOTS"])?.to_string();
+    assert!(slots.contains(&format!("{alias}\n{}", third.port())), "{slots}");
+    assert!(!slots.contains("127.0.0.1"), "{slots}");
 
     let heir = cluster.replica_of(third)?;
     assert_eq!(third.command(&["WAIT", "1", "10000"])?, "1");
@@ -52,6 +65,11 @@ fn sentinels_promote_the_replica_of_a_dead_master() -> io::Result<()> {
     assert_eq!(group.sentinels().len(), 3);
     assert!(group.url().ends_with("/?master=distlock"));
     assert_eq!(group.master()?.port(), master.port());
+    let (alias, port) = (Ipv4Addr::new(127, 0, 0, 2), group.sentinels()[0].port());
+    let _proxy = Proxy::start_at(alias, port)?;
+    let question = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", RedisSentinel::MASTER];
+    let told = Connection::at((alias, port))?.command(&question)?.to_string();
+    assert_eq!(told, format!("{alias}\n{}", master.port()), "clients stay with proxies");
     assert_eq!(master.command(&["SET", "key", "value"])?, "OK");
     assert_eq!(master.command(&["WAIT", "1", "10000"])?, "1");
     master.kill()?;

@@ -10,7 +10,7 @@ use distlock_servers::{
 use crate::{
     plan::Plan,
     scene::Scene,
-    store::{Store, Wound, unknown, unsettled},
+    store::{Store, UNSETTLED, Wound, unknown, unsettled},
 };
 
 /// Each with some of the workers behind it, and a way to each member.
@@ -168,6 +168,10 @@ impl Store for Etcd {
         wounds
     }
 
+    fn chooses(&self, wound: Wound) -> bool {
+        wound == Wound::Deleted
+    }
+
     fn inflict(&self, wound: Wound, scene: &mut Scene) -> io::Result<()> {
         let ttl = scene.ttl();
         let direction = match scene.dice.chance(0.5) {
@@ -213,7 +217,8 @@ impl Store for Etcd {
             Wound::LeaderKilled => self.kill(&self.cluster.members()[self.leader()?], scene)?,
             Wound::LeaderStopped => {
                 let leader = &self.cluster.members()[self.leader()?];
-                unsettled(scene, |scene| self.stop(leader, scene))?;
+                let excuses = [(UNSETTLED, String::new())];
+                unsettled(scene, &excuses, |scene| self.stop(leader, scene))?;
             }
             Wound::MemberKilled => self.kill(self.any(scene), scene)?,
             Wound::OneWay => {

@@ -4,7 +4,13 @@ use std::{collections::BTreeMap, io, time::Duration};
 
 use distlock_servers::{net::wait_until, redis::RedisServer};
 
-use crate::{plan::Plan, scene::Scene, setup::lock_name, store::Wound};
+use crate::{
+    plan::Plan,
+    scene::Scene,
+    setup::lock_name,
+    shim::WallClock,
+    store::{Excuse, FENCE_RESET, UNSETTLED, Wound},
+};
 
 /// For an election, on a machine that is busy.
 pub(crate) const ELECTION: Duration = Duration::from_secs(60);
@@ -57,19 +63,59 @@ pub(crate) fn stand_still(scene: &mut Scene, server: &RedisServer, most: u64) ->
     server.cont()
 }
 
-/// Kills or stops a master until another server is in its place, and lets it come back a while after that.
+/// Writes down that the counts of tokens of these locks are gone, and begin at the clock.
+pub(crate) fn forget<'a>(
+    scene: &Scene,
+    clock: &WallClock,
+    keys: impl IntoIterator<Item = &'a str>,
+) {
+    if 0 < clock.behind() {
+        keys.into_iter().for_each(|key| scene.fault(FENCE_RESET, key));
+    }
+}
+
+/// What a failover may explain: second holders of these locks; and if the counts that it loses cannot begin at the clock, tokens that repeat.
+pub(crate) fn second_holders<'a>(
+    clock: &WallClock,
+    keys: impl IntoIterator<Item = &'a str>,
+) -> Vec<Excuse> {
+    let names = if clock.behind() == 0 { &[UNSETTLED][..] } else { &[UNSETTLED, FENCE_RESET] };
+    let excuses = |key: &'a str| names.iter().map(move |name| (*name, key.to_owned()));
+    keys.into_iter().flat_map(excuses).collect()
+}
+
+/// Sets a clock right, as a time daemon would: to a time that no token of these locks is ahead of.
+pub(crate) fn set_right<'a>(
+    scene: &Scene,
+    clock: &WallClock,
+    keys: impl IntoIterator<Item = &'a str>,
+) -> io::Result<()> {
+    let behind = clock.behind();
+    if 0 < behind {
+        keys.into_iter().for_each(|key| scene.fault(Wound::ClockForward.name(), key));
+        clock.step(behind)?;
+    }
+    Ok(())
+}
+
+/// Puts another server in a master's place: it is killed or stopped until then, and comes back a while after, or lives, and learns of it late.
 pub(crate) fn fail_over(
     scene: &mut Scene,
     master: &RedisServer,
+    depose: impl Fn() -> io::Result<()>,
     promoted: impl Fn() -> io::Result<bool>,
 ) -> io::Result<()> {
-    let kills = scene.dice.chance(0.5);
-    if kills {
-        master.kill()?
-    } else {
-        master.stop()?
+    let way = scene.dice.below(3);
+    match way {
+        0 => master.kill()?,
+        1 => master.stop()?,
+        _ => depose()?,
     }
     wait_until("the replica is promoted", ELECTION, promoted)?;
     scene.pause(0, scene.ttl());
-    if kills { master.restart() } else { master.cont() }
+    match way {
+        0 => master.restart(),
+        1 => master.cont(),
+        _ => Ok(()),
+    }
 }

@@ -118,6 +118,18 @@ fn a_second_holder_is_a_violation_unless_the_data_were_lost_between() {
     });
     assert_eq!(excused.verdict.count(Check::Exclusion), 0, "{excused}");
     assert_eq!(excused.verdict.negatives[&Check::Exclusion], 1, "{excused}");
+    let elsewhere = |name: &'static str, key: &'static str| {
+        found(|events| {
+            second(events);
+            events.push(Event::new(20 * SECOND + 1, Kind::Fault).name(name).key(key));
+        })
+    };
+    for name in ["flushed", UNSETTLED] {
+        let here = elsewhere(name, LOCK);
+        assert_eq!(here.verdict.count(Check::Exclusion), 0, "of its own shard: {here}");
+        let there = elsewhere(name, "chaos/1");
+        assert_eq!(there.verdict.count(Check::Exclusion), 1, "of another shard: {there}");
+    }
     let restarted = found(|events| {
         second(events);
         events.push(Event::new(20 * SECOND + 1, Kind::Fault).name("restarted"));

@@ -1,28 +1,37 @@
 //! A listener on a thread and a runtime of its own.
 
 use std::{
-    io, net,
+    io,
+    net::{self, Ipv4Addr, SocketAddr},
     thread::{self, JoinHandle},
 };
 
 use tokio::{net::TcpListener, runtime::Builder, sync::oneshot};
 
-/// A port of 127.0.0.1 that is served until this is dropped.
+/// An address that is served until this is dropped.
 pub(crate) struct Background {
-    port: u16,
+    address: SocketAddr,
     /// Dropping it ends the thread.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Background {
-    /// Listens on a free port, and hands the listener to `serve` on the thread.
+    /// Listens on a free port of 127.0.0.1, and hands the listener to `serve` on the thread.
     pub(crate) fn start<F: Future<Output = ()>>(
         serve: impl FnOnce(TcpListener) -> F + Send + 'static,
     ) -> io::Result<Self> {
-        let listener = net::TcpListener::bind(("127.0.0.1", 0))?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), serve)
+    }
+
+    /// As [`start`](Self::start), at an address.
+    pub(crate) fn start_at<F: Future<Output = ()>>(
+        address: SocketAddr,
+        serve: impl FnOnce(TcpListener) -> F + Send + 'static,
+    ) -> io::Result<Self> {
+        let listener = net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
+        let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("proxy".to_owned()).spawn(move || {
@@ -34,11 +43,11 @@ impl Background {
                 }
             });
         })?;
-        Ok(Self { port, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 }
 

@@ -160,7 +160,8 @@ impl Requests<'_> {
     /// From the server to the client, until the server goes away or the connection is cut.
     async fn answer(&self, from: ReadHalf<'_>, to: UnboundedSender<Parcel>) {
         let mut frames = Frames::new(from);
-        while let Ok(frame) = frames.next().await {
+        while let Ok(mut frame) = frames.next().await {
+            self.shared.translate(&mut frame);
             let (delay, drop_messages) = {
                 let state = self.shared.state();
                 (state.delay_to_client, state.drop_messages)

@@ -7,7 +7,8 @@ use crate::{
     redis::RedisServer,
 };
 
-const MASTERS: usize = 3;
+/// Of each shard one.
+const MASTERS: usize = RedisCluster::SHARDS;
 
 /// Slots of a cluster, as the protocol fixes them.
 const SLOTS: usize = 16_384;
@@ -22,6 +23,9 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
+    /// How many shards there are.
+    pub const SHARDS: usize = 3;
+
     /// Starts a cluster and waits until it is [ready](Self::wait_ready).
     ///
     /// The arguments go to every node; `&["--cluster-node-timeout", "1000"]` makes for quick
@@ -30,7 +34,17 @@ impl RedisCluster {
     /// # Errors
     /// As [`RedisServer::start`], and [`io::ErrorKind::TimedOut`] if the nodes do not agree.
     pub fn start(args: &[&str]) -> io::Result<Self> {
-        let nodes = (0..2 * MASTERS).map(|_| start_node(args)).collect::<io::Result<_>>()?;
+        Self::start_with_env(args, |_| Vec::new())
+    }
+
+    /// As [`start`](Self::start), with `NAME=VALUE` in the environment of each node, by the number
+    /// of its shard.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_env(args: &[&str], env: impl Fn(usize) -> Vec<String>) -> io::Result<Self> {
+        let node = |index| start_node(args, &env(index % MASTERS));
+        let nodes = (0..2 * MASTERS).map(node).collect::<io::Result<_>>()?;
         let cluster = Self { nodes };
         cluster.form()?;
         cluster.wait_ready()?;
@@ -51,13 +65,22 @@ impl RedisCluster {
         format!("redis-cluster://{}", hosts.join(","))
     }
 
+    /// The number of the shard that `key` is in: of those nodes whose index, divided by three, leaves
+    /// it, as long as slots are where they were at first.
+    ///
+    /// # Errors
+    /// If no node can be asked.
+    pub fn shard_of(&self, key: &str) -> io::Result<usize> {
+        let slot = slot_of(key, &self.nodes[0])?;
+        Ok((0..MASTERS).rev().find(|shard| SLOTS * shard / MASTERS <= slot).unwrap_or(0))
+    }
+
     /// The node that serves `key` as its master, in its own view and in that of `asked`.
     ///
     /// # Errors
     /// If `asked` does not answer, or [`io::ErrorKind::NotFound`] if nobody serves the key.
     pub fn master_of(&self, key: &str, asked: &RedisServer) -> io::Result<&RedisServer> {
-        let slot = asked.command(&["CLUSTER", "KEYSLOT", key])?;
-        let slot: usize = slot.parse().map_err(io::Error::other)?;
+        let slot = slot_of(key, asked)?;
         let port = members(asked)?
             .into_iter()
             .find_map(|member| member.serves(slot).then_some(member.port))
@@ -182,8 +205,12 @@ impl Member {
     }
 }
 
-fn start_node(args: &[&str]) -> io::Result<RedisServer> {
-    RedisServer::launch("cluster", |port, _| {
+fn slot_of(key: &str, asked: &RedisServer) -> io::Result<usize> {
+    asked.command(&["CLUSTER", "KEYSLOT", key])?.parse().map_err(io::Error::other)
+}
+
+fn start_node(args: &[&str], env: &[String]) -> io::Result<RedisServer> {
+    RedisServer::launch_with_env("cluster", env, |port, _| {
         let (port, bus) = (port.to_string(), free_port()?.to_string());
         let own = [
             ["--port", &port],

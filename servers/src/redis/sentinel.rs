@@ -27,14 +27,28 @@ impl RedisSentinel {
     /// # Errors
     /// As [`RedisServer::start`], and [`io::ErrorKind::TimedOut`] if they do not find each other.
     pub fn start(args: &[&str]) -> io::Result<Self> {
+        Self::start_with_env(args, &[], |_| Vec::new())
+    }
+
+    /// As [`start`](Self::start), with `NAME=VALUE` in the environment of master and replica, and of
+    /// each Sentinel by its number.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_env(
+        args: &[&str],
+        env: &[String],
+        sentinel_env: impl Fn(usize) -> Vec<String>,
+    ) -> io::Result<Self> {
         let args = [&["--repl-diskless-sync-delay", "0"], args].concat();
-        let master = RedisServer::start(&args)?;
+        let master = RedisServer::start_with_env(&args, env)?;
         let port = master.port().to_string();
-        let replica =
-            RedisServer::start(&[&args, &["--replicaof", "127.0.0.1", &port][..]].concat())?;
+        let args = [&args, &["--replicaof", "127.0.0.1", &port][..]].concat();
+        let replica = RedisServer::start_with_env(&args, env)?;
         // Sentinels that start before the replica is linked learn of it up to ten seconds later.
         wait_until("the replica is linked", READY, || Ok(is_linked(&replica).unwrap_or(false)))?;
-        let sentinels = (0..3).map(|_| start_sentinel(&port)).collect::<io::Result<Vec<_>>>()?;
+        let sentinel = |number| start_sentinel(&port, &sentinel_env(number));
+        let sentinels = (0..3).map(sentinel).collect::<io::Result<Vec<_>>>()?;
         let group = Self { sentinels, servers: vec![master, replica] };
         group.wait_ready()?;
         Ok(group)
@@ -92,8 +106,8 @@ impl RedisSentinel {
     }
 }
 
-fn start_sentinel(master: &str) -> io::Result<RedisServer> {
-    RedisServer::launch("sentinel", |port, dir| {
+fn start_sentinel(master: &str, env: &[String]) -> io::Result<RedisServer> {
+    RedisServer::launch_with_env("sentinel", env, |port, dir| {
         let name = RedisSentinel::MASTER;
         let config = format!(
             "port {port}\n\
