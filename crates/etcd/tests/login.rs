@@ -341,3 +341,19 @@ async fn a_right_that_a_waiter_lost_is_no_harm_to_the_holder_of_another_lock() {
     let Err(Error::Backend(error)) = soon(waiter).await.unwrap() else { panic!("it has no right") };
     assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
 }
+
+#[tokio::test]
+async fn a_right_to_one_lock_that_was_lost_costs_no_other_that_nobody_watches() {
+    let tls = tls();
+    let client = Client::new(connect(complete(&tls)).await);
+    let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
+    let held = client.mutex("a").ttl(ms(3000)).lock().await.unwrap();
+    let other = client.mutex("b").ttl(ms(3000)).lock().await.unwrap();
+    eventually("both are watched", || 2 <= watchers(tls.server())).await;
+    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
+    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+    // Of a new stream, one of both watches is refused.
+    tls.server().restart().unwrap();
+    assert!(timeout(ms(9000), held.lost()).await.is_err(), "it is renewed");
+    assert!(held.is_held() && !other.is_held());
+}
