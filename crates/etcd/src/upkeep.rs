@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     error::Failure,
     lease::{Lease, Use},
-    request::Request,
+    request::{Reply, Request},
     store::Store,
     table::{Phase, Place, Record},
 };
@@ -208,8 +208,11 @@ impl Store {
         let lease = record.used.lease().id();
         let cut = Request::Cut { own: place.own(), lease };
         match self.writer.send(cut).await {
-            Ok(_) if !record.ambiguous && record.others.is_empty() => {
-                self.table().left(place);
+            Ok(answered) if !record.ambiguous && record.others.is_empty() => {
+                // One that another process has now stands in the line as before.
+                if let Reply::Deleted(true) = answered.answer {
+                    self.table().left(place);
+                }
                 self.leases.put_back(record.used);
             }
             _ => self.upkeep.sweep(place.clone(), record),
