@@ -357,3 +357,20 @@ async fn a_right_to_one_lock_that_was_lost_costs_no_other_that_nobody_watches() 
     assert!(timeout(ms(9000), held.lost()).await.is_err(), "it is renewed");
     assert!(held.is_held() && !other.is_held());
 }
+
+#[tokio::test]
+async fn a_lock_that_may_not_be_given_back_any_more_ends_with_its_ttl() {
+    let tls = tls();
+    let client = Client::new(connect(complete(&tls)).await);
+    let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
+    // It keeps the lease of both alive.
+    let held = client.mutex("a").ttl(ms(3000)).lock().await.unwrap();
+    let other = client.mutex("b").ttl(ms(3000)).lock().await.unwrap();
+    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
+    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+    let Err(Error::Backend(error)) = soon(other.release()).await else { panic!("it has no right") };
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    eventually("it ends", || common::keys(tls.server(), "locks/b/").is_empty()).await;
+    assert!(held.is_held());
+    held.release().await.unwrap();
+}
