@@ -10,11 +10,12 @@ use distlock_core::{
 use distlock_etcd::{EtcdBackend, EtcdConfig};
 use distlock_servers::{
     etcd::{EtcdServer, EtcdTls},
+    proxy::RawProxy,
     redis::{Flaw, RedisTls},
 };
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions, Txn, TxnOp};
 use tokio::{
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 
@@ -373,4 +374,29 @@ async fn a_lock_that_may_not_be_given_back_any_more_ends_with_its_ttl() {
     eventually("it ends", || common::keys(tls.server(), "locks/b/").is_empty()).await;
     assert!(held.is_held());
     held.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_the_vain_logins_of_all_who_came_before() {
+    let tls = tls();
+    let proxy = RawProxy::start(tls.server().port()).unwrap();
+    let config = EtcdConfig::new([format!("localhost:{}", proxy.port())])
+        .ca_file(tls.ca())
+        .certificate(tls.client_certificate(), tls.client_key())
+        .prefix(tls.prefix())
+        .login(tls.user(), tls.password());
+    let client = Client::new(connect(config).await);
+    proxy.blackhole(true);
+    let before = proxy.accepted();
+    let mut asking = JoinSet::new();
+    for _ in 0..40 {
+        let client = client.clone();
+        asking.spawn(async move { client.inspect("k").await.map(drop) });
+    }
+    // Each of them by itself would take two seconds.
+    while let Some(answer) = soon(asking.join_next()).await {
+        let Error::Backend(error) = answer.unwrap().unwrap_err() else { panic!("of the store") };
+        assert!(error.is_transient(), "{error}");
+    }
+    assert!(proxy.accepted() - before < 10, "they share their attempts");
 }
