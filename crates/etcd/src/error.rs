@@ -109,6 +109,11 @@ impl Failure {
         Self { remedy: Remedy::Lease, ambiguous: false, silent: false, message }
     }
 
+    /// There is no right to it, which says nothing of what else was asked for at the same time.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.message.contains("permission denied")
+    }
+
     /// The same, with what a member that closes connections without a word may want.
     pub(crate) fn wanting(mut self, what: &str) -> Self {
         if ["connection closed", "broken pipe", "reset by peer", "received fatal alert"]

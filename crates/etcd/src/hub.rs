@@ -259,7 +259,7 @@ async fn read(store: Arc<Store>, line: Arc<str>, id: i64) {
         if !store.table().is_live(&line, id) {
             return;
         }
-        if store.take_in(&[Arc::clone(&line)]).await.is_ok() {
+        if store.take_in_one(&line).await.is_ok() {
             return store.table().set_synced(&line, id);
         }
         sleep(PAUSES[2]).await;

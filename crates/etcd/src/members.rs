@@ -47,7 +47,15 @@ pub(crate) struct Members {
 
 struct Seat {
     endpoint: String,
-    client: Mutex<Option<Arc<Client>>>,
+    connection: Mutex<Connection>,
+}
+
+/// The connection to a member, if there is one.
+#[derive(Default)]
+struct Connection {
+    client: Option<Arc<Client>>,
+    /// When it could not be made the last time, and why.
+    failed: Option<(Instant, Failure)>,
 }
 
 /// A connection to the member that is used.
@@ -72,7 +80,7 @@ impl Members {
         let scheme = if config.is_encrypted() { "https://" } else { "http://" };
         let seat = |endpoint: &String| Seat {
             endpoint: format!("{scheme}{endpoint}"),
-            client: Mutex::default(),
+            connection: Mutex::default(),
         };
         Ok(Self {
             seats: config.endpoints.iter().map(seat).collect(),
@@ -86,8 +94,8 @@ impl Members {
 
     /// A client of the user's own: all there is.
     pub(crate) fn of(client: Client, config: &EtcdConfig) -> Self {
-        let seat =
-            Seat { endpoint: "a client".to_owned(), client: Mutex::new(Some(Arc::new(client))) };
+        let connection = Connection { client: Some(Arc::new(client)), failed: None };
+        let seat = Seat { endpoint: "a client".to_owned(), connection: Mutex::new(connection) };
         Self {
             seats: vec![seat],
             turn: AtomicUsize::new(0),
@@ -104,15 +112,19 @@ impl Members {
 
     /// The member that is used. Connects to it, if that was not done yet; whom it cannot reach it leaves.
     pub(crate) async fn link(&self) -> Result<Link, Failure> {
-        let (turn, mut client) = loop {
+        let came = Instant::now();
+        let (turn, mut connection) = loop {
             let turn = self.turn();
-            let client = self.seats[turn % self.seats.len()].client.lock().await;
-            // Whoever was here before may have found that it cannot be reached.
+            let connection = self.seats[turn % self.seats.len()].connection.lock().await;
             if turn == self.turn() {
-                break (turn, client);
+                break (turn, connection);
+            }
+            // Whoever was here before may have found that it cannot be reached: nor would we, and others wait behind us.
+            if let Some((_, failure)) = connection.failed.as_ref().filter(|(at, _)| came < *at) {
+                return Err(failure.clone());
             }
         };
-        if let Some(client) = &*client {
+        if let Some(client) = &connection.client {
             return Ok(Link { client: Arc::clone(client), turn });
         }
         let endpoint = &*self.seats[turn % self.seats.len()].endpoint;
@@ -126,10 +138,11 @@ impl Members {
         match connected {
             Ok(connected) => {
                 let connected = Arc::new(connected);
-                *client = Some(Arc::clone(&connected));
+                *connection = Connection { client: Some(Arc::clone(&connected)), failed: None };
                 Ok(Link { client: connected, turn })
             }
             Err(failure) => {
+                connection.failed = Some((Instant::now(), failure.clone()));
                 self.leave(turn);
                 Err(failure)
             }
@@ -150,9 +163,9 @@ impl Members {
 
     /// The member did not answer at all. It may be its connection that is dead, so whoever comes back to it makes a new one.
     pub(crate) async fn hang_up(&self, turn: usize) {
-        let mut client = self.seats[turn % self.seats.len()].client.lock().await;
+        let mut connection = self.seats[turn % self.seats.len()].connection.lock().await;
         if turn == self.turn() && self.reconnects {
-            *client = None;
+            connection.client = None;
         }
         self.leave(turn);
     }

@@ -1,6 +1,6 @@
 //! What only reads: linearizable, and off the way of a hand-over.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use distlock_core::{Claim, Holder, Key, Mode, Occupancy};
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOpResponse};
@@ -18,6 +18,9 @@ use crate::{
 
 /// How many reads go into one transaction.
 const BATCH: usize = 100;
+
+/// Lines that could not be read, and why.
+pub(crate) type Unread = HashMap<Arc<str>, Failure>;
 
 /// Lines are being read: what is deleted meanwhile must not come back by the reading.
 struct Asking<'a> {
@@ -41,47 +44,75 @@ impl Drop for Asking<'_> {
 }
 
 impl Store {
-    /// Reads lines, and takes in what was read.
-    pub(crate) async fn take_in(self: &Arc<Self>, lines: &[Arc<str>]) -> Result<(), Failure> {
+    /// Reads lines, and takes in what was read. Tells which could not be read, and why.
+    pub(crate) async fn take_in(self: &Arc<Self>, lines: &[Arc<str>]) -> Unread {
         let asking = Asking::new(self, lines);
         let readings = self.lines(lines).await;
-        let mut effects = Vec::new();
-        if let Ok(readings) = &readings {
+        let (mut effects, mut unread) = (Vec::new(), Unread::new());
+        {
             let mut table = self.table();
             for (line, reading) in lines.iter().zip(readings) {
-                let name = table.names.get_mut(line);
-                effects.extend(name.into_iter().flat_map(|name| name.read(reading)));
+                match (reading, table.names.get_mut(line)) {
+                    (Ok(reading), Some(name)) => effects.extend(name.read(&reading)),
+                    (Ok(_), None) => {}
+                    (Err(failure), _) => drop(unread.insert(Arc::clone(line), failure)),
+                }
             }
         }
         drop(asking);
         self.carry_out(effects);
-        readings.map(drop)
+        unread
+    }
+
+    /// Reads one line, and takes in what was read.
+    pub(crate) async fn take_in_one(self: &Arc<Self>, line: &Arc<str>) -> Result<(), Failure> {
+        let mut unread = self.take_in(std::slice::from_ref(line)).await;
+        unread.remove(line).map_or(Ok(()), Err)
     }
 
     /// Reads lines, those of a batch at one revision.
-    async fn lines(&self, lines: &[Arc<str>]) -> Result<Vec<Reading>, Failure> {
+    async fn lines(&self, lines: &[Arc<str>]) -> Vec<Result<Reading, Failure>> {
         let mut readings = Vec::with_capacity(lines.len());
         for batch in lines.chunks(BATCH) {
-            let ranges: Vec<_> = batch.iter().map(|line| range(line)).collect();
-            let txn = Txn::new().and_then(ranges);
-            let answer = self
-                .members
-                .call(|client| {
-                    let txn = txn.clone();
-                    async move { client.kv_client().txn(txn).await }
-                })
-                .await?
-                .answer;
-            let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-            let mut parts = parts(&answer)?;
-            for line in batch {
-                let Some(TxnOpResponse::Get(answer)) = parts.next() else {
-                    return Err(Failure::protocol("a part is missing"));
-                };
-                readings.push(Reading::of(line, &answer, revision));
+            match self.batch(batch).await {
+                Ok(batch) => readings.extend(batch.into_iter().map(Ok)),
+                // A right to one that somebody lost must not cost the others theirs.
+                Err(failure) if failure.is_denied() && 1 < batch.len() => {
+                    let alone = batch.iter().map(|line| self.line(line));
+                    readings.extend(join_all(alone).await);
+                }
+                Err(failure) => {
+                    readings.resize(lines.len(), Err(failure));
+                    break;
+                }
             }
         }
-        Ok(readings)
+        readings
+    }
+
+    async fn line(&self, line: &Arc<str>) -> Result<Reading, Failure> {
+        let mut readings = self.batch(std::slice::from_ref(line)).await?;
+        readings.pop().ok_or_else(|| Failure::protocol("no line"))
+    }
+
+    async fn batch(&self, lines: &[Arc<str>]) -> Result<Vec<Reading>, Failure> {
+        let ranges: Vec<_> = lines.iter().map(|line| range(line)).collect();
+        let txn = Txn::new().and_then(ranges);
+        let answer = self
+            .members
+            .call(|client| {
+                let txn = txn.clone();
+                async move { client.kv_client().txn(txn).await }
+            })
+            .await?
+            .answer;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let mut parts = parts(&answer)?;
+        let readings = lines.iter().map(|line| match parts.next() {
+            Some(TxnOpResponse::Get(answer)) => Ok(Reading::of(line, &answer, revision)),
+            _ => Err(Failure::protocol("a part is missing")),
+        });
+        readings.collect()
     }
 
     /// The key of a contender, if it is there.
@@ -100,9 +131,7 @@ impl Store {
 
     /// Whether those in the line leave room for a claim that does not wait.
     pub(crate) async fn would_admit(&self, place: &Place, claim: &Claim) -> Result<bool, Failure> {
-        let Some(reading) = self.lines(&[Arc::clone(&place.line)]).await?.pop() else {
-            return Err(Failure::protocol("no line"));
-        };
+        let reading = self.line(&place.line).await?;
         if reading.created(&place.nonce).is_some() {
             return Ok(true);
         }

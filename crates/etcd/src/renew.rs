@@ -13,6 +13,7 @@ use crate::{
     error::{Failure, Remedy},
     layout,
     lease::Lease,
+    read::Unread,
     settle,
     store::{Store, TRIES},
     table::{Name, Phase, Place, Record},
@@ -50,12 +51,12 @@ impl Store {
         let patience =
             leases.values().map(|lease| lease.granted() / 6).min().unwrap_or(Duration::MAX);
         let see = async {
-            match lines.is_empty() {
-                true => Ok(()),
-                false => timeout(patience, self.take_in(&lines))
-                    .await
-                    .unwrap_or_else(|_| Err(Failure::timeout())),
+            if lines.is_empty() {
+                return Unread::new();
             }
+            let late =
+                |_| lines.iter().map(|line| (Arc::clone(line), Failure::timeout())).collect();
+            timeout(patience, self.take_in(&lines)).await.unwrap_or_else(late)
         };
         let refreshes = leases.into_values().map(|lease| async move {
             let refreshed = self.refresh(&lease).await.map(drop);
@@ -67,7 +68,7 @@ impl Store {
                 Plan::Alone => Some(self.renew_alone(renewal, started).await),
             }
         });
-        let (refreshes, seen, alone) = tokio::join!(join_all(refreshes), see, join_all(alone));
+        let (refreshes, unread, alone) = tokio::join!(join_all(refreshes), see, join_all(alone));
         let refreshes: HashMap<_, _> = refreshes.into_iter().collect();
         let answers = renewals.iter().zip(plans).zip(alone).map(|((renewal, plan), alone)| async {
             let Plan::Known { place, leases, blind } = plan else {
@@ -78,7 +79,7 @@ impl Store {
                 return self.renew_alone(renewal, started).await;
             }
             let failed = leases.iter().find_map(|lease| refreshes.get(&lease.id())?.clone().err());
-            let failed = failed.or_else(|| seen.clone().err().filter(|_| blind));
+            let failed = failed.or_else(|| unread.get(&place.line).filter(|_| blind).cloned());
             self.standing(&renewal.claim, &place, started, failed)
         });
         let answers = join_all(answers).await;
@@ -277,7 +278,7 @@ impl Store {
     ) -> Result<Standing, Failure> {
         let held = self.table().record(place).map(|record| record.phase) == Some(Phase::Held);
         if !held {
-            self.take_in(&[Arc::clone(&place.line)]).await?;
+            self.take_in_one(&place.line).await?;
             self.wait(place);
         }
         self.standing(claim, place, started, None)

@@ -60,7 +60,7 @@ pub(crate) enum Reply {
 }
 
 /// A line as it was at one moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Reading {
     pub(crate) revision: i64,
     /// Everything that stands right under the name, in no order.

@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     error::Failure,
     lease::{Lease, Use},
-    request::Request,
+    request::{Reply, Request},
     store::Store,
     table::{Phase, Place, Record},
 };
@@ -208,8 +208,11 @@ impl Store {
         let lease = record.used.lease().id();
         let cut = Request::Cut { own: place.own(), lease };
         match self.writer.send(cut).await {
-            Ok(_) if !record.ambiguous && record.others.is_empty() => {
-                self.table().left(place);
+            Ok(answered) if !record.ambiguous && record.others.is_empty() => {
+                // One that another process has now stands in the line as before.
+                if let Reply::Deleted(true) = answered.answer {
+                    self.table().left(place);
+                }
                 self.leases.put_back(record.used);
             }
             _ => self.upkeep.sweep(place.clone(), record),
@@ -217,16 +220,20 @@ impl Store {
     }
 
     async fn clear(self: &Arc<Self>, mut rubbish: Rubbish) {
-        if let Ok(ambiguous) = self.delete(&rubbish).await {
-            rubbish.ambiguous |= ambiguous;
-            for used in rubbish.uses.drain(..) {
-                if rubbish.ambiguous {
-                    rubbish.ghosts.push(Arc::clone(used.lease()));
-                    self.leases.retire(used);
-                } else {
-                    self.leases.put_back(used);
+        match self.delete(&rubbish).await {
+            Ok(ambiguous) => {
+                rubbish.ambiguous |= ambiguous;
+                for used in rubbish.uses.drain(..) {
+                    if rubbish.ambiguous {
+                        rubbish.ghosts.push(Arc::clone(used.lease()));
+                        self.leases.retire(used);
+                    } else {
+                        self.leases.put_back(used);
+                    }
                 }
             }
+            Err(failure) if failure.is_denied() => return self.leave_behind(rubbish),
+            Err(_) => {}
         }
         rubbish.ghosts.retain(|lease| !lease.is_gone());
         if rubbish.uses.is_empty() && rubbish.ghosts.is_empty() {
@@ -235,6 +242,16 @@ impl Store {
         let lasts = rubbish.ghosts.iter().map(|lease| lease.granted() / 6).min();
         rubbish.next = Instant::now() + lasts.unwrap_or(AGAIN).clamp(AGAIN, AGAIN * 10);
         self.upkeep.add(rubbish);
+    }
+
+    /// Nobody here may delete it any more: it ends with its lease, which all others leave for another one.
+    fn leave_behind(&self, rubbish: Rubbish) {
+        let used = rubbish.uses.iter().map(Use::lease);
+        for lease in used.chain(&rubbish.ghosts) {
+            lease.retire();
+            self.table().leave_lease(lease);
+        }
+        rubbish.uses.into_iter().for_each(|used| self.leases.retire(used));
     }
 
     /// Deletes a key of somebody who has left. Tells whether it may come back.

@@ -10,11 +10,12 @@ use distlock_core::{
 use distlock_etcd::{EtcdBackend, EtcdConfig};
 use distlock_servers::{
     etcd::{EtcdServer, EtcdTls},
+    proxy::RawProxy,
     redis::{Flaw, RedisTls},
 };
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions, Txn, TxnOp};
 use tokio::{
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
 };
 
@@ -340,4 +341,62 @@ async fn a_right_that_a_waiter_lost_is_no_harm_to_the_holder_of_another_lock() {
     assert!(held.is_held());
     let Err(Error::Backend(error)) = soon(waiter).await.unwrap() else { panic!("it has no right") };
     assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+}
+
+#[tokio::test]
+async fn a_right_to_one_lock_that_was_lost_costs_no_other_that_nobody_watches() {
+    let tls = tls();
+    let client = Client::new(connect(complete(&tls)).await);
+    let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
+    let held = client.mutex("a").ttl(ms(3000)).lock().await.unwrap();
+    let other = client.mutex("b").ttl(ms(3000)).lock().await.unwrap();
+    eventually("both are watched", || 2 <= watchers(tls.server())).await;
+    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
+    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+    // Of a new stream, one of both watches is refused.
+    tls.server().restart().unwrap();
+    assert!(timeout(ms(9000), held.lost()).await.is_err(), "it is renewed");
+    assert!(held.is_held() && !other.is_held());
+}
+
+#[tokio::test]
+async fn a_lock_that_may_not_be_given_back_any_more_ends_with_its_ttl() {
+    let tls = tls();
+    let client = Client::new(connect(complete(&tls)).await);
+    let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
+    // It keeps the lease of both alive.
+    let held = client.mutex("a").ttl(ms(3000)).lock().await.unwrap();
+    let other = client.mutex("b").ttl(ms(3000)).lock().await.unwrap();
+    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
+    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+    let Err(Error::Backend(error)) = soon(other.release()).await else { panic!("it has no right") };
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    eventually("it ends", || common::keys(tls.server(), "locks/b/").is_empty()).await;
+    assert!(held.is_held());
+    held.release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_the_vain_logins_of_all_who_came_before() {
+    let tls = tls();
+    let proxy = RawProxy::start(tls.server().port()).unwrap();
+    let config = EtcdConfig::new([format!("localhost:{}", proxy.port())])
+        .ca_file(tls.ca())
+        .certificate(tls.client_certificate(), tls.client_key())
+        .prefix(tls.prefix())
+        .login(tls.user(), tls.password());
+    let client = Client::new(connect(config).await);
+    proxy.blackhole(true);
+    let before = proxy.accepted();
+    let mut asking = JoinSet::new();
+    for _ in 0..40 {
+        let client = client.clone();
+        asking.spawn(async move { client.inspect("k").await.map(drop) });
+    }
+    // Each of them by itself would take two seconds.
+    while let Some(answer) = soon(asking.join_next()).await {
+        let Error::Backend(error) = answer.unwrap().unwrap_err() else { panic!("of the store") };
+        assert!(error.is_transient(), "{error}");
+    }
+    assert!(proxy.accepted() - before < 10, "they share their attempts");
 }

@@ -5,10 +5,10 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use common::{
-    client, delete, eventually, in_line, keys, ms, number, revoke, server, soon, wait_in_line,
-    watchers,
+    backend, client, delete, eventually, in_line, keys, ms, number, revoke, server, soon,
+    wait_in_line, watchers,
 };
-use distlock_core::{Client, Guard, LossReason, Owner};
+use distlock_core::{Backend as _, Claim, Client, Guard, Key, LossReason, Mode, Owner, Standing};
 use distlock_servers::etcd::EtcdServer;
 use tokio::time::{Instant, timeout};
 
@@ -355,4 +355,33 @@ async fn an_owner_id_that_comes_back_after_an_outage_keeps_its_lock() {
     assert_eq!(keys(&server, "k/").len(), 1);
     again.release().await.unwrap();
     in_line(&server, "k", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_another_process_resumed_is_not_taken_for_gone_when_its_former_holder_ends() {
+    let server = server();
+    let store = backend(&server.url()).await;
+    let claim =
+        |owner, ttl| Claim::new(Key::new("k").unwrap(), owner, Mode::Exclusive, ttl).with_renewal();
+    let owner = Owner::random().unwrap();
+    // Nobody renews it.
+    let held = claim(owner, ms(3000));
+    assert!(matches!(store.acquire(&held).await, Ok(Standing::Held(_))));
+    let waits = claim(Owner::random().unwrap(), TTL);
+    assert!(matches!(store.acquire(&waits).await, Ok(Standing::Queued { .. })));
+    let resumed = clients(&server, 1).await[0].mutex("k").owner(owner).ttl(TTL).lock().await;
+    let resumed = resumed.unwrap();
+    eventually("both watch", || 2 <= watchers(&server)).await;
+    assert_eq!(soon(held.granted()).await.unwrap_err(), LossReason::Expired);
+    for round in 0..20 {
+        let key = format!("k/by hand {round}");
+        server.etcdctl(&["put", &key, ""]).unwrap();
+        delete(&server, &key);
+    }
+    assert!(timeout(ms(1000), waits.granted()).await.is_err(), "somebody is before it");
+    assert!(resumed.is_held());
+    assert!(keys(&server, "k/").iter().any(|key| key.ends_with(&owner.to_string())));
+    resumed.release().await.unwrap();
+    let _ = soon(waits.granted()).await.unwrap();
+    assert!(store.release(&waits).await.unwrap());
 }

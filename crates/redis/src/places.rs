@@ -1,7 +1,7 @@
 //! Who of this process holds a lock or waits for one, and what the store says to them unasked.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -44,14 +44,44 @@ pub(crate) struct Places {
 }
 
 /// Each place in a box, as a table has room for far more than it has.
-type Table = HashMap<Owner, Box<Place>>;
+type Table = HashMap<Owner, Owned>;
+
+/// The places of an owner: one, nearly always. An id that the user gave may have one for each of many keys.
+#[derive(Debug)]
+#[expect(clippy::box_collection, reason = "the room for many must not be that for one")]
+enum Owned {
+    Many(Box<HashMap<Box<str>, Box<Place>>>),
+    One(Box<Place>),
+}
 
 /// A table as small as this is kept as it is.
 const FEW: usize = 32;
 
+/// The place of an owner for a key.
+fn find<'a>(table: &'a mut Table, owner: Owner, key: &str) -> Option<&'a mut Place> {
+    match table.get_mut(&owner)? {
+        Owned::Many(places) => places.get_mut(key).map(|place| &mut **place),
+        Owned::One(place) => (place.claim.key().as_str() == key).then_some(place),
+    }
+}
+
+fn find_of<'a>(table: &'a mut Table, claim: &Claim) -> Option<&'a mut Place> {
+    find(table, claim.owner(), claim.key().as_str())
+}
+
 /// Takes a place out. What many claims needed once is given back.
-fn forget(table: &mut Table, owner: Owner) -> Option<Box<Place>> {
-    let place = table.remove(&owner);
+fn forget(table: &mut Table, claim: &Claim) -> Option<Box<Place>> {
+    find_of(table, claim)?;
+    let place = match table.remove(&claim.owner())? {
+        Owned::Many(mut places) => {
+            let place = places.remove(claim.key().as_str());
+            if !places.is_empty() {
+                table.insert(claim.owner(), Owned::Many(places));
+            }
+            place
+        }
+        Owned::One(place) => Some(place),
+    };
     if table.capacity() / 8 > table.len().max(FEW) {
         table.shrink_to(table.len() * 2);
     }
@@ -70,7 +100,7 @@ pub(crate) struct Place {
     new: bool,
     pub(crate) held: bool,
     /// Until when a request without an answer may still be carried out.
-    pub(crate) ghost_until: Option<Instant>,
+    ghost_until: Option<Instant>,
     anchor: Option<Anchor>,
     /// Something was said that does not fit: its next answer is not to be believed for long.
     suspect: bool,
@@ -123,7 +153,7 @@ impl Places {
     pub(crate) fn enter(&self, claim: &Claim) -> Instant {
         let now = Instant::now();
         let mut table = self.table();
-        if let Some(place) = table.get_mut(&claim.owner()) {
+        if let Some(place) = find_of(&mut table, claim) {
             place.suspect = false;
             place.new &= claim.has_new_owner();
             return now;
@@ -141,57 +171,60 @@ impl Places {
             polls: 0,
             changing: None,
         };
-        table.insert(claim.owner(), Box::new(place));
+        match table.entry(claim.owner()) {
+            Entry::Occupied(mut owned) => owned.get_mut().add(Box::new(place)),
+            Entry::Vacant(vacant) => drop(vacant.insert(Owned::One(Box::new(place)))),
+        }
         now
     }
 
     /// Changes of one claim are made one after the other, or an earlier one that was given up could shorten what a later one wrote.
-    pub(crate) fn changing(&self, owner: Owner) -> Option<Arc<tokio::sync::Mutex<()>>> {
+    pub(crate) fn changing(&self, claim: &Claim) -> Option<Arc<tokio::sync::Mutex<()>>> {
         let mut table = self.table();
-        let place = table.get_mut(&owner)?;
+        let place = find_of(&mut table, claim)?;
         Some(Arc::clone(place.changing.get_or_insert_default()))
     }
 
-    /// An owner id is over.
-    pub(crate) fn leave(&self, owner: Owner) -> Option<Box<Place>> {
-        forget(&mut self.table(), owner)
+    /// A claim is over.
+    pub(crate) fn leave(&self, claim: &Claim) -> Option<Box<Place>> {
+        forget(&mut self.table(), claim)
     }
 
-    /// The store has nothing of this claim of the owner any more.
-    pub(crate) fn leave_as(&self, owner: Owner, serial: u64) {
+    /// The store has nothing any more of the claim that has this number.
+    pub(crate) fn leave_as(&self, claim: &Claim, serial: u64) {
         let mut table = self.table();
-        if table.get(&owner).is_some_and(|place| place.serial == serial) {
-            forget(&mut table, owner);
+        if find_of(&mut table, claim).is_some_and(|place| place.serial == serial) {
+            forget(&mut table, claim);
         }
     }
 
-    /// What is known of an owner, about to be renewed.
-    pub(crate) fn renewing(&self, owner: Owner) -> Option<(u64, bool)> {
+    /// What is known of a claim, about to be renewed.
+    pub(crate) fn renewing(&self, claim: &Claim) -> Option<(u64, bool)> {
         let mut table = self.table();
-        let place = table.get_mut(&owner)?;
+        let place = find_of(&mut table, claim)?;
         place.suspect = false;
         Some((place.serial, place.held))
     }
 
-    pub(crate) fn knows(&self, owner: Owner) -> bool {
-        self.table().contains_key(&owner)
+    pub(crate) fn knows(&self, claim: &Claim) -> bool {
+        find_of(&mut self.table(), claim).is_some()
     }
 
     /// A request had no answer; it may be carried out until then.
-    pub(crate) fn unanswered(&self, owner: Owner, until: Instant) {
-        if let Some(place) = self.table().get_mut(&owner) {
+    pub(crate) fn unanswered(&self, claim: &Claim, until: Instant) {
+        if let Some(place) = find_of(&mut self.table(), claim) {
             place.ghost_until = place.ghost_until.max(Some(until));
         }
     }
 
     /// Until when a request without an answer may still be carried out.
-    pub(crate) fn ghost_until(&self, owner: Owner) -> Option<Instant> {
-        self.table().get(&owner)?.ghost_until.filter(|&until| Instant::now() < until)
+    pub(crate) fn ghost_until(&self, claim: &Claim) -> Option<Instant> {
+        find_of(&mut self.table(), claim)?.ghost()
     }
 
     /// The store says that the claim has the lock.
     pub(crate) fn held(&self, claim: &Claim, awaited: bool) {
-        if let Some(place) = self.table().get_mut(&claim.owner()) {
+        if let Some(place) = find_of(&mut self.table(), claim) {
             place.held = true;
         }
         if awaited {
@@ -201,7 +234,7 @@ impl Places {
 
     /// The store says that the claim stands in line. Gives back after which silence it is to be looked after.
     pub(crate) fn queued(&self, claim: &Claim, anchor: Anchor, outlook: Outlook) -> Duration {
-        let (polls, suspect) = match self.table().get_mut(&claim.owner()) {
+        let (polls, suspect) = match find_of(&mut self.table(), claim) {
             Some(place) => {
                 if place.anchor.is_none_or(|old| old.local <= anchor.local) {
                     place.anchor = Some(anchor);
@@ -247,7 +280,7 @@ impl Places {
         let lease = Lease::new(FencingToken::new(grant.first))
             .with_spare(u32::try_from(grant.last.saturating_sub(grant.first)).unwrap_or(0))
             .with_ttl(grant.ttl);
-        match self.judge(owner, server, grant.ttl) {
+        match self.judge(owner, key, server, grant.ttl) {
             Verdict::Accept(claim, since) => {
                 if grant.awaited {
                     claim.contend();
@@ -262,10 +295,10 @@ impl Places {
     }
 
     /// From when the ttl of a pushed grant runs, if it can be believed.
-    fn judge(&self, owner: Owner, server: i64, ttl: Duration) -> Verdict {
+    fn judge(&self, owner: Owner, key: &str, server: i64, ttl: Duration) -> Verdict {
         let now = Instant::now();
         let mut table = self.table();
-        let Some(place) = table.get_mut(&owner) else { return Verdict::Unknown };
+        let Some(place) = find(&mut table, owner, key) else { return Verdict::Unknown };
         let since = place.since(server, now, ttl).filter(|_| !self.confirm);
         let margin = (ttl / 100).max(Duration::from_millis(5));
         match since.filter(|&since| now < since + ttl.saturating_sub(margin)) {
@@ -288,11 +321,39 @@ impl Places {
 
     fn claims(&self, wanted: impl Fn(&Place) -> bool) -> Vec<Claim> {
         let table = self.table();
-        table.values().filter(|place| wanted(place)).map(|place| place.claim.clone()).collect()
+        let all = table.values().flat_map(Owned::all);
+        all.filter(|place| wanted(place)).map(|place| place.claim.clone()).collect()
     }
 
-    fn claim_of(&self, owner: Owner) -> Option<Claim> {
-        self.table().get(&owner).map(|place| place.claim.clone())
+    /// Those of an owner. Which key is meant is not said.
+    fn claims_of(&self, owner: Owner) -> Vec<Claim> {
+        let table = self.table();
+        let all = table.get(&owner).into_iter().flat_map(Owned::all);
+        all.map(|place| place.claim.clone()).collect()
+    }
+
+    /// Something was said of an owner that one cannot rely on: it asks.
+    fn suspect(&self, owner: Owner) {
+        let claims = self.claims_of(owner);
+        for claim in claims {
+            if let Some(place) = find_of(&mut self.table(), &claim) {
+                place.suspect = true;
+            }
+            claim.recheck();
+        }
+    }
+
+    /// The lock of an owner was taken from it. Which that is, and that this is not late news of an earlier claim, is certain only of an id that was drawn
+    /// for the claim.
+    fn taken(&self, owner: Owner) -> Option<Claim> {
+        let mut table = self.table();
+        let Owned::One(place) = table.get(&owner)? else { return None };
+        let claim = place.claim.clone();
+        if !place.new {
+            return None;
+        }
+        forget(&mut table, &claim);
+        Some(claim)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -304,7 +365,35 @@ impl Places {
     }
 }
 
+impl Owned {
+    fn all(&self) -> impl Iterator<Item = &Place> {
+        let (one, many) = match self {
+            Self::Many(places) => (None, Some(places)),
+            Self::One(place) => (Some(place), None),
+        };
+        one.into_iter()
+            .chain(many.into_iter().flat_map(|places| places.values()))
+            .map(|place| &**place)
+    }
+
+    /// Takes in one for another key.
+    fn add(&mut self, place: Box<Place>) {
+        let named = |place: Box<Place>| (Box::from(place.claim.key().as_str()), place);
+        let mut places = match std::mem::replace(self, Self::Many(Box::default())) {
+            Self::Many(places) => places,
+            Self::One(one) => Box::new(HashMap::from([named(one)])),
+        };
+        places.extend([named(place)]);
+        *self = Self::Many(places);
+    }
+}
+
 impl Place {
+    /// Until when a request without an answer may still be carried out, if it still may.
+    pub(crate) fn ghost(&self) -> Option<Instant> {
+        self.ghost_until.filter(|&until| Instant::now() < until)
+    }
+
     /// From when on our clock a grant runs that was made at a time of the server's clock; none: it fits nothing that we know.
     fn since(&self, server: i64, now: Instant, ttl: Duration) -> Option<Instant> {
         let Some(anchor) = self.anchor else {
@@ -332,28 +421,12 @@ impl Listener for Places {
         let Some(Push { owner, what }) = Push::read(message) else { return };
         match what {
             Pushed::Granted { server, grant, key } => self.granted(owner, server, grant, key),
-            Pushed::Contended => {
-                if let Some(claim) = self.claim_of(owner) {
-                    claim.contend();
-                }
-            }
-            Pushed::Hold => {
-                let claim = {
-                    let mut table = self.table();
-                    table.get_mut(&owner).map(|place| {
-                        place.suspect = true;
-                        place.claim.clone()
-                    })
-                };
-                if let Some(claim) = claim {
-                    claim.recheck();
-                }
-            }
-            Pushed::Lost => {
-                if let Some(place) = self.leave(owner) {
-                    place.claim.end(LossReason::Gone);
-                }
-            }
+            Pushed::Contended => self.claims_of(owner).iter().for_each(Claim::contend),
+            Pushed::Hold => self.suspect(owner),
+            Pushed::Lost => match self.taken(owner) {
+                Some(claim) => claim.end(LossReason::Gone),
+                None => self.suspect(owner),
+            },
         }
     }
 

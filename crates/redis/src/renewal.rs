@@ -62,7 +62,7 @@ impl Store {
         let mut places: HashMap<u16, Vec<Item<'_>>> = HashMap::new();
         for (index, renewal) in renewals.iter().enumerate() {
             let claim = &renewal.claim;
-            let known = self.places.renewing(claim.owner());
+            let known = self.places.renewing(claim);
             let item = Item { index, claim, serial: known.map(|(serial, _)| serial) };
             let Ok(names) = Names::of(claim.key()) else {
                 // Refused, and no reason to refuse the others.
@@ -155,7 +155,7 @@ impl Store {
         let claim = item.claim;
         let names = Names::of(claim.key())?;
         let slot = self.slot(&names);
-        let changing = self.places.changing(claim.owner());
+        let changing = self.places.changing(claim);
         let _alone = match &changing {
             Some(changing) => Some(changing.lock().await),
             None => None,
@@ -205,7 +205,7 @@ impl Store {
 
     fn gone(&self, item: &Item<'_>) -> Standing {
         if let Some(serial) = item.serial {
-            self.places.leave_as(item.claim.owner(), serial);
+            self.places.leave_as(item.claim, serial);
         }
         Standing::Nothing { retry_in: None }
     }

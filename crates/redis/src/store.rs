@@ -74,7 +74,6 @@ impl Store {
         }
         let names = Names::of(claim.key())?;
         let slot = self.slot(&names);
-        let owner = claim.owner();
         let asked = self.places.enter(claim);
         // Who cannot be told yet that it is granted does not join before that is decided.
         let mut hears = self.link.is_subscribed();
@@ -87,10 +86,10 @@ impl Store {
                 Ok(reply) => reply,
                 Err(error) => {
                     if self.is_open(&error) {
-                        self.places.unanswered(owner, sent + self.request_timeout + GRACE);
+                        self.places.unanswered(claim, sent + self.request_timeout + GRACE);
                     }
                     cuts += 1;
-                    if self.is_worth_repeating(&error, asked, cuts) && self.places.knows(owner) {
+                    if self.is_worth_repeating(&error, asked, cuts) && self.places.knows(claim) {
                         continue;
                     }
                     return Err(classify(error));
@@ -117,12 +116,12 @@ impl Store {
                         join = true;
                         continue;
                     }
-                    if let Some(until) = self.places.ghost_until(owner) {
+                    if let Some(until) = self.places.ghost_until(claim) {
                         // An earlier request may still take the lock: this answer is not the last word.
                         sleep_until(until).await;
                         continue;
                     }
-                    self.places.leave(owner);
+                    self.places.leave(claim);
                     return Ok(Standing::Nothing { retry_in: lock.left });
                 }
                 Answer::Late => {
@@ -163,14 +162,14 @@ impl Store {
     /// Gives back the lock or the place.
     pub(crate) async fn release(&self, claim: &Claim) -> Result<bool, BackendError> {
         let names = Names::of(claim.key())?;
-        let place = self.places.leave(claim.owner());
+        let place = self.places.leave(claim);
         let long = place.as_ref().is_none_or(|place| LONG_HOLD < place.asked.elapsed());
         let used = claim.last_token().map(FencingToken::as_u64);
         // Of one token nothing is left to be given back.
         let used =
             if claim.block() <= 1 && used.is_some() { None } else { Some(used.unwrap_or(0)) };
         let words = self.release_words(&names, claim.owner(), used, claim.rest(), long);
-        if let Some(until) = place.as_ref().and_then(|place| place.ghost_until) {
+        if let Some(until) = place.as_ref().and_then(|place| place.ghost()) {
             self.release_later(words.clone(), until);
         }
         let gave = match self.give_back(&words).await {

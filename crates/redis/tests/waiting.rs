@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{client, command, eventually, leftovers, ms, server, soon};
-use distlock_core::{Client, Guard};
+use distlock_core::{Client, Guard, Owner, Released};
 use distlock_redis::RedisBackend;
 use distlock_servers::{proxy::Proxy, redis::RedisServer};
 use tokio::{
@@ -280,4 +280,28 @@ async fn without_pushes_the_line_still_moves() {
     guard.release().await.unwrap();
     let guard = soon(waiter).await.unwrap();
     assert!(guard.is_held());
+}
+
+#[tokio::test]
+async fn an_owner_of_several_locks_gets_each_when_its_turn_comes() {
+    let server = server();
+    let holder = client(&server).await;
+    let (j, k) = (holder.mutex("j").lock().await.unwrap(), holder.mutex("k").lock().await.unwrap());
+    let client = client(&server).await;
+    let wait = |name: &str| {
+        let mutex = client.mutex(name).owner(Owner::new(7));
+        tokio::spawn(async move { mutex.lock().await.unwrap() })
+    };
+    let for_j = wait("j");
+    eventually("it waits", || waiting(&server, "j") == "1").await;
+    let for_k = wait("k");
+    eventually("it waits", || waiting(&server, "k") == "1").await;
+    k.release().await.unwrap();
+    let got = soon(for_k).await.unwrap();
+    assert_eq!(got.key().as_str(), "k");
+    assert!(!for_j.is_finished() && j.is_held());
+    assert!(got.release().await.unwrap() == Released::Released);
+    assert!(!for_j.is_finished() && j.is_held());
+    j.release().await.unwrap();
+    assert_eq!(soon(for_j).await.unwrap().key().as_str(), "j");
 }

@@ -165,7 +165,7 @@ async fn an_answer_that_comes_out_of_order_does_not_move_the_anchor_back() {
 async fn who_is_gone_is_not_granted_anything_and_nothing_is_kept_of_it() {
     let (places, claim) = (places(), claim());
     places.enter(&claim);
-    assert!(places.leave(claim.owner()).is_some());
+    assert!(places.leave(&claim).is_some());
     grant(&places, &claim, START, 0);
     assert!(granted(&claim).is_none());
     assert!(places.table().is_empty());
@@ -173,7 +173,7 @@ async fn who_is_gone_is_not_granted_anything_and_nothing_is_kept_of_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_taken_away_ends_its_claim() {
-    let (places, claim) = (places(), claim());
+    let (places, claim) = (places(), claim().with_new_owner());
     places.enter(&claim);
     places.push(format!("l:{}", claim.owner()).as_bytes());
     assert!(matches!(claim.granted().now_or_never(), Some(Err(LossReason::Gone))));
@@ -181,14 +181,47 @@ async fn a_lock_that_is_taken_away_ends_its_claim() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn under_an_id_used_before_it_asks_whether_its_lock_was_taken_away() {
+    let (places, claim) = (places(), claim());
+    places.enter(&claim);
+    places.push(format!("l:{}", claim.owner()).as_bytes());
+    assert!(granted(&claim).is_none());
+    assert!(places.knows(&claim));
+    assert_eq!(queue(&places, &claim, START), Duration::from_millis(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_of_several_keys_has_a_place_for_each() {
+    let places = places();
+    let of = |key: &str| Claim::new(Key::new(key).unwrap(), Owner::new(7), Mode::Exclusive, TTL);
+    let (one, two, three) = (of("j"), of("k"), of("l"));
+    for claim in [&one, &two, &three] {
+        places.enter(claim);
+        queue(&places, claim, START);
+    }
+    grant(&places, &two, START, 0);
+    assert!(granted(&one).is_none() && granted(&two).is_some() && granted(&three).is_none());
+    // It is about one of them.
+    places.push(format!("l:{}", two.owner()).as_bytes());
+    for claim in [&one, &three] {
+        assert_eq!(queue(&places, claim, START), Duration::from_millis(1));
+    }
+    let others = |gone: &Claim| places.claims(|place| place.claim.key() != gone.key()).len();
+    assert!(places.leave(&two).is_some() && places.leave(&two).is_none());
+    assert_eq!(others(&two), 2);
+    assert!(places.leave(&three).is_some() && !places.knows(&three) && places.knows(&one));
+    assert!(places.leave(&one).is_some() && places.table().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_came_for_an_owner_before_does_not_end_it_when_it_comes_again() {
     let (places, claim) = (places(), claim());
     places.enter(&claim);
-    let (serial, _) = places.renewing(claim.owner()).unwrap();
-    places.leave(claim.owner());
+    let (serial, _) = places.renewing(&claim).unwrap();
+    places.leave(&claim);
     places.enter(&claim);
-    places.leave_as(claim.owner(), serial);
-    assert!(places.knows(claim.owner()));
+    places.leave_as(&claim, serial);
+    assert!(places.knows(&claim));
 }
 
 #[tokio::test(start_paused = true)]
