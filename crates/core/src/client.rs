@@ -57,7 +57,7 @@ pub(crate) struct Inner {
     pub(crate) lines: Lines,
     pub(crate) cohort_limit: u32,
     owners: OwnerPool,
-    pub(crate) closing: Closing,
+    pub(crate) closing: Arc<Closing>,
     max_locks: usize,
 }
 
@@ -371,7 +371,7 @@ impl ClientBuilder {
             lines: Lines::new(self.max_waiters),
             cohort_limit: self.cohort_limit,
             owners: OwnerPool::default(),
-            closing: Closing::default(),
+            closing: Arc::default(),
             max_locks: self.max_locks,
         };
         Client { inner: Arc::new(inner), defaults: self.defaults }
