@@ -1,6 +1,6 @@
 //! How a claim leaves its key: deleted, or left to nobody for the rest of a minimal hold.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::hash_map::Entry, sync::Arc, time::Duration};
 
 use distlock_core::Claim;
 use tokio::time::Instant;
@@ -120,10 +120,29 @@ impl Store {
             }
             Err(failure) => {
                 if let Some(record) = record {
-                    self.upkeep.sweep(place.clone(), record);
+                    self.keep(place, record);
                 }
                 Err(failure)
             }
+        }
+    }
+
+    /// It could not be left to nobody, and must not be free before its time: it stays as it is, to be released once more or to end with its ttl.
+    fn keep(&self, place: &Place, record: Record) {
+        let until = record.until;
+        let came_back = {
+            let mut table = self.table();
+            match table.name(&place.line).records.entry(place.nonce.clone()) {
+                Entry::Occupied(_) => Some(record),
+                Entry::Vacant(vacant) => {
+                    vacant.insert(record);
+                    None
+                }
+            }
+        };
+        match came_back {
+            Some(record) => self.upkeep.sweep(place.clone(), record),
+            None => self.upkeep.wake_at(until),
         }
     }
 
