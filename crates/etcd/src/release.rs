@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     error::Failure,
     layout,
-    lease::Lease,
+    lease::{Lease, Use},
     members::Answered,
     request::{Reply, Request},
     store::{Store, TRIES},
@@ -79,7 +79,7 @@ impl Store {
     ) -> Result<bool, Failure> {
         let started = Instant::now();
         let modified = record.as_ref().map_or(0, |record| record.modified);
-        let written = match self.leases.take(rest, false).await {
+        let written = match self.take_whole(rest, started).await {
             Ok(used) => {
                 let value = layout::resting(rest);
                 let written = self.overwrite(place, &value, used.lease(), modified).await;
@@ -122,6 +122,25 @@ impl Store {
                 if let Some(record) = record {
                     self.keep(place, record);
                 }
+                Err(failure)
+            }
+        }
+    }
+
+    /// A lease of its own, with all of its time: one from the stock has had some of it already.
+    async fn take_whole(
+        self: &Arc<Self>,
+        rest: Duration,
+        started: Instant,
+    ) -> Result<Use, Failure> {
+        let used = self.leases.take(rest, false).await?;
+        if started <= used.lease().since() {
+            return Ok(used);
+        }
+        match self.refresh(used.lease()).await {
+            Ok(_) => Ok(used),
+            Err(failure) => {
+                self.leases.retire(used);
                 Err(failure)
             }
         }
