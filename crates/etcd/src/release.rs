@@ -1,6 +1,6 @@
 //! How a claim leaves its key: deleted, or left to nobody for the rest of a minimal hold.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::hash_map::Entry, sync::Arc, time::Duration};
 
 use distlock_core::Claim;
 use tokio::time::Instant;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     error::Failure,
     layout,
-    lease::Lease,
+    lease::{Lease, Use},
     members::Answered,
     request::{Reply, Request},
     store::{Store, TRIES},
@@ -79,7 +79,7 @@ impl Store {
     ) -> Result<bool, Failure> {
         let started = Instant::now();
         let modified = record.as_ref().map_or(0, |record| record.modified);
-        let written = match self.leases.take(rest, false).await {
+        let written = match self.take_whole(rest, started).await {
             Ok(used) => {
                 let value = layout::resting(rest);
                 let written = self.overwrite(place, &value, used.lease(), modified).await;
@@ -120,10 +120,48 @@ impl Store {
             }
             Err(failure) => {
                 if let Some(record) = record {
-                    self.upkeep.sweep(place.clone(), record);
+                    self.keep(place, record);
                 }
                 Err(failure)
             }
+        }
+    }
+
+    /// A lease of its own, with all of its time: one from the stock has had some of it already.
+    async fn take_whole(
+        self: &Arc<Self>,
+        rest: Duration,
+        started: Instant,
+    ) -> Result<Use, Failure> {
+        let used = self.leases.take(rest, false).await?;
+        if started <= used.lease().since() {
+            return Ok(used);
+        }
+        match self.refresh(used.lease()).await {
+            Ok(_) => Ok(used),
+            Err(failure) => {
+                self.leases.retire(used);
+                Err(failure)
+            }
+        }
+    }
+
+    /// It could not be left to nobody, and must not be free before its time: it stays as it is, to be released once more or to end with its ttl.
+    fn keep(&self, place: &Place, record: Record) {
+        let until = record.until;
+        let came_back = {
+            let mut table = self.table();
+            match table.name(&place.line).records.entry(place.nonce.clone()) {
+                Entry::Occupied(_) => Some(record),
+                Entry::Vacant(vacant) => {
+                    vacant.insert(record);
+                    None
+                }
+            }
+        };
+        match came_back {
+            Some(record) => self.upkeep.sweep(place.clone(), record),
+            None => self.upkeep.wake_at(until),
         }
     }
 

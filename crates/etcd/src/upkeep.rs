@@ -9,7 +9,7 @@ use std::{
 use distlock_core::LossReason;
 use tokio::{
     sync::Notify,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
@@ -154,7 +154,12 @@ impl Store {
         for lease in chores.revoke {
             let store = Arc::clone(self);
             self.runtime.spawn(async move {
-                if store.leases.revoke(&lease).await.is_err() {
+                let Err(failure) = store.leases.revoke(&lease).await else { return };
+                // The next look may be at once. Nor is the store kept for that.
+                let waits = Arc::downgrade(&store);
+                drop(store);
+                sleep(if failure.is_denied() { AGAIN * 10 } else { AGAIN }).await;
+                if let Some(store) = waits.upgrade() {
                     store.leases.again(lease);
                 }
             });

@@ -13,7 +13,7 @@ use distlock_etcd::{EtcdBackend, EtcdConfig};
 use distlock_servers::etcd::EtcdServer;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 fn key_of(server: &EtcdServer, name: &str) -> String {
@@ -148,6 +148,22 @@ async fn a_lease_from_the_stock_lasts_for_a_whole_ttl_again() {
         guard.release().await.unwrap();
     }
     assert_eq!(calls(&server, "LeaseGrant"), 1);
+}
+
+#[tokio::test]
+async fn a_lease_from_the_stock_lasts_for_the_whole_of_a_minimal_hold() {
+    let server = server();
+    let (one, two) = (client(&server.url()).await, client(&server.url()).await);
+    let before = one.mutex("before").ttl(ms(16_000)).no_renewal().lock().await.unwrap();
+    sleep(ms(7000)).await;
+    before.release().await.unwrap();
+    let released = Instant::now();
+    let hold = one.mutex("k").ttl(ms(30_000)).min_hold(ms(15_900)).lock().await.unwrap();
+    hold.release().await.unwrap();
+    assert_eq!(calls(&server, "LeaseGrant"), 2, "the one in stock is used");
+    // The time that it had left is over.
+    sleep_until(released + ms(11_500)).await;
+    assert!(two.mutex("k").try_lock().await.unwrap().is_none());
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use distlock_servers::{
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions, Txn, TxnOp};
 use tokio::{
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// What must not be shown anywhere.
@@ -348,14 +348,14 @@ async fn a_right_to_one_lock_that_was_lost_costs_no_other_that_nobody_watches() 
     let tls = tls();
     let client = Client::new(connect(complete(&tls)).await);
     let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
-    let held = client.mutex("a").ttl(ms(3000)).lock().await.unwrap();
-    let other = client.mutex("b").ttl(ms(3000)).lock().await.unwrap();
+    let held = client.mutex("a").ttl(ms(8000)).lock().await.unwrap();
+    let other = client.mutex("b").ttl(ms(8000)).lock().await.unwrap();
     eventually("both are watched", || 2 <= watchers(tls.server())).await;
     root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
     root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
     // Of a new stream, one of both watches is refused.
     tls.server().restart().unwrap();
-    assert!(timeout(ms(9000), held.lost()).await.is_err(), "it is renewed");
+    assert!(timeout(ms(16_000), held.lost()).await.is_err(), "it is renewed");
     assert!(held.is_held() && !other.is_held());
 }
 
@@ -365,13 +365,22 @@ async fn a_lock_that_may_not_be_given_back_any_more_ends_with_its_ttl() {
     let client = Client::new(connect(complete(&tls)).await);
     let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
     // It keeps the lease of both alive.
-    let held = client.mutex("a").ttl(ms(3000)).lock().await.unwrap();
-    let other = client.mutex("b").ttl(ms(3000)).lock().await.unwrap();
+    let held = client.mutex("a").ttl(ms(8000)).lock().await.unwrap();
+    let other = client.mutex("b").ttl(ms(8000)).lock().await.unwrap();
     root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
     root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
     let Err(Error::Backend(error)) = soon(other.release()).await else { panic!("it has no right") };
     assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
-    eventually("it ends", || common::keys(tls.server(), "locks/b/").is_empty()).await;
+    let revoked = || common::calls(tls.server(), "LeaseRevoke");
+    let before = revoked();
+    let end = Instant::now() + LONG;
+    while !common::keys(tls.server(), "locks/b/").is_empty() {
+        assert!(Instant::now() < end, "it ends");
+        for _ in 0..20 {
+            client.mutex("a busy one").ttl(ms(8000)).lock().await.unwrap().release().await.unwrap();
+        }
+    }
+    assert!(revoked() - before < 10, "its lease cannot be given back either");
     assert!(held.is_held());
     held.release().await.unwrap();
 }

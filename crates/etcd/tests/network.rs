@@ -222,6 +222,21 @@ async fn a_release_whose_answer_is_lost_has_released_and_harms_nobody_who_comes_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_minimal_hold_is_kept_also_where_the_release_reaches_nobody_at_first() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "300ms").await;
+    let guard = client.mutex(KEY).min_hold(ms(25_000)).lock().await.unwrap();
+    proxy.refuse(true);
+    proxy.reset();
+    assert!(soon(guard.release()).await.is_err());
+    proxy.refuse(false);
+    let value = || server.etcdctl(&["get", "--prefix", "--print-value-only", LINE]).unwrap();
+    eventually("it is nobody's for the rest of it", || value().contains("rest")).await;
+    assert!(common::client(&server.url()).await.mutex(KEY).try_lock().await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_holder_in_the_dark_is_told_by_its_deadline_and_before_its_successor() {
     let server = server();
     let proxy = proxy(&server);

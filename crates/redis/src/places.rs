@@ -210,11 +210,12 @@ impl Places {
         find_of(&mut self.table(), claim).is_some()
     }
 
-    /// A request had no answer; it may be carried out until then.
-    pub(crate) fn unanswered(&self, claim: &Claim, until: Instant) {
-        if let Some(place) = find_of(&mut self.table(), claim) {
-            place.ghost_until = place.ghost_until.max(Some(until));
-        }
+    /// A request had no answer; it may be carried out until then. `false`: the claim is over already.
+    pub(crate) fn unanswered(&self, claim: &Claim, until: Instant) -> bool {
+        let mut table = self.table();
+        let Some(place) = find_of(&mut table, claim) else { return false };
+        place.ghost_until = place.ghost_until.max(Some(until));
+        true
     }
 
     /// Until when a request without an answer may still be carried out.
@@ -222,14 +223,19 @@ impl Places {
         find_of(&mut self.table(), claim)?.ghost()
     }
 
-    /// The store says that the claim has the lock.
-    pub(crate) fn held(&self, claim: &Claim, awaited: bool) {
-        if let Some(place) = find_of(&mut self.table(), claim) {
-            place.held = true;
-        }
+    /// The store says that the claim has the lock. `false`: the claim is not known, or over already.
+    pub(crate) fn held(&self, claim: &Claim, awaited: bool) -> bool {
+        let known = match find_of(&mut self.table(), claim) {
+            Some(place) => {
+                place.held = true;
+                true
+            }
+            None => false,
+        };
         if awaited {
             claim.contend();
         }
+        known
     }
 
     /// The store says that the claim stands in line. Gives back after which silence it is to be looked after.
@@ -392,6 +398,11 @@ impl Place {
     /// Until when a request without an answer may still be carried out, if it still may.
     pub(crate) fn ghost(&self) -> Option<Instant> {
         self.ghost_until.filter(|&until| Instant::now() < until)
+    }
+
+    /// Whether its id may have been used before, or may be again.
+    pub(crate) const fn is_reused(&self) -> bool {
+        !self.new
     }
 
     /// From when on our clock a grant runs that was made at a time of the server's clock; none: it fits nothing that we know.

@@ -86,7 +86,11 @@ impl Store {
                 Ok(reply) => reply,
                 Err(error) => {
                     if self.is_open(&error) {
-                        self.places.unanswered(claim, sent + self.request_timeout + GRACE);
+                        let until = sent + self.request_timeout + GRACE;
+                        if !self.places.unanswered(claim, until) {
+                            // Granted to an earlier request, and given back, while this one was under way.
+                            self.release_later(self.undoing(&names, claim.owner()), until);
+                        }
                     }
                     cuts += 1;
                     if self.is_worth_repeating(&error, asked, cuts) && self.places.knows(claim) {
@@ -98,8 +102,16 @@ impl Store {
             let (answer, server) = Answer::acquired(&reply, claim.ttl()).map_err(classify)?;
             self.clock.sample(slot, server);
             match answer {
-                Answer::Held(grant) => return Ok(Standing::Held(self.held(claim, &grant))),
+                Answer::Held(grant) => {
+                    if !self.places.held(claim, grant.awaited) {
+                        self.undo(claim);
+                    }
+                    return Ok(Standing::Held(grant.lease()));
+                }
                 Answer::Queued { lock, rank } => {
+                    if !self.places.knows(claim) {
+                        self.undo(claim);
+                    }
                     let anchor = Anchor { server, local: sent };
                     return self.queued(claim, anchor, lock, rank);
                 }
@@ -169,7 +181,8 @@ impl Store {
         let used =
             if claim.block() <= 1 && used.is_some() { None } else { Some(used.unwrap_or(0)) };
         let words = self.release_words(&names, claim.owner(), used, claim.rest(), long);
-        if let Some(until) = place.as_ref().and_then(|place| place.ghost()) {
+        let ghost = place.as_ref().and_then(|place| Some((place.ghost()?, place.is_reused())));
+        if let Some((until, false)) = ghost {
             self.release_later(words.clone(), until);
         }
         let gave = match self.give_back(&words).await {
@@ -182,6 +195,11 @@ impl Store {
             }
             answer => answer?,
         };
+        if let Some((until, true)) = ghost {
+            // The id may come again as soon as this is over, and a later release would end what it has then.
+            sleep_until(until).await;
+            self.give_back(&words).await?;
+        }
         if let Some(place) = place.filter(|_| gave) {
             // Nothing new to whoever gives back what is its own, but it may be taken by force.
             place.claim.end(LossReason::Gone);
@@ -252,8 +270,17 @@ impl Store {
     pub(crate) fn give_back_unknown(&self, owner: Owner, key: &str, ttl: Duration) {
         let Ok(key) = Key::new(key) else { return };
         let Ok(names) = Names::of(&key) else { return };
-        let words = self.release_words(&names, owner, Some(0), Duration::ZERO, true);
-        self.give_back_until(words, Instant::now() + ttl);
+        self.give_back_until(self.undoing(&names, owner), Instant::now() + ttl);
+    }
+
+    /// Releases what a request got that was answered after its claim was over.
+    fn undo(&self, claim: &Claim) {
+        self.give_back_unknown(claim.owner(), claim.key().as_str(), claim.ttl());
+    }
+
+    /// A release of which nothing is known but the owner.
+    fn undoing(&self, names: &Names<'_>, owner: Owner) -> Vec<Bytes> {
+        self.release_words(names, owner, Some(0), Duration::ZERO, true)
     }
 
     /// Sends a release in the background until it is answered, or not worth it any more.

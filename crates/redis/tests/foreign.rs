@@ -12,12 +12,12 @@ use std::sync::{
 
 use common::{client, command, eventually, leftovers, ms, server, soon};
 use distlock_core::Client;
-use distlock_redis::RedisBackend;
+use distlock_redis::{RedisBackend, RedisConfig};
 use distlock_servers::{
     redis::{RedisCluster, RedisServer},
     resp::{Connection, Reply},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// What redis-py's `Lock` sends to give a lock back, word for word.
 const RELEASE: &str = "
@@ -142,6 +142,28 @@ async fn its_expiry_is_noticed_too() {
     assert!(ms(250) < started.elapsed(), "{:?}", started.elapsed());
     guard.release().await.unwrap();
     eventually("nothing is left", || leftovers(&server).is_empty()).await;
+}
+
+#[tokio::test]
+async fn who_moves_up_looks_as_often_as_the_one_before_did() {
+    let server = server();
+    let mut holder = Foreign::new(&server, "t");
+    assert!(holder.acquire("k", 600_000));
+    let waiting = |count: &str| command(&server, &["ZCARD", "__distlock:q:{k}k"]) == count;
+    let mut waiters = Vec::new();
+    for count in ["1", "2"] {
+        let config = RedisConfig::from_url(&server.url()).unwrap().place_ttl(ms(60_000));
+        let client = Client::new(RedisBackend::connect_with(config).await.unwrap());
+        let mutex = client.mutex("k").ttl(ms(600_000));
+        waiters.push(tokio::spawn(async move { mutex.lock().await.unwrap() }));
+        eventually("it waits", || waiting(count)).await;
+    }
+    let second = waiters.pop().unwrap();
+    waiters[0].abort();
+    eventually("the first is gone", || waiting("1")).await;
+    assert!(holder.release("k"));
+    // By itself it would look a third of a minute after it came.
+    drop(timeout(ms(10_000), second).await.expect("it looks").unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,14 +5,14 @@ mod common;
 use std::time::Duration;
 
 use common::{client, command, eventually, leftovers, ms, server, soon};
-use distlock_core::{Client, Error, Linear, Released, RetryStrategy as _};
+use distlock_core::{Client, Error, Linear, Owner, Released, RetryStrategy as _};
 use distlock_redis::RedisBackend;
 use distlock_servers::{
     proxy::{Direction, Matcher, Proxy},
     redis::RedisServer,
     resp::Reply,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 const KEY: &str = "job/7";
 
@@ -249,6 +249,59 @@ async fn what_is_carried_out_after_its_release_is_released_again() {
     let guard = soon(client.mutex(KEY).lock()).await.unwrap();
     guard.release().await.unwrap();
     server.command(&recorded(&server)).unwrap();
+    assert_eq!(leftovers(&server), [KEY], "taken, by nobody");
+    eventually("it is free long before its ttl", || leftovers(&server).is_empty()).await;
+}
+
+#[tokio::test]
+async fn an_owner_id_that_comes_back_is_not_given_back_with_what_it_was_before() {
+    let server = server();
+    let proxy = proxy(&server);
+    let mutex = behind(&proxy, "1s").await.mutex(KEY).owner(Owner::new(7));
+    // The first request has no answer, so the server may still have it in store.
+    proxy.drop_request(1, about_it());
+    soon(mutex.lock()).await.unwrap().release().await.unwrap();
+    let again = soon(mutex.lock()).await.unwrap();
+    sleep(ms(1500)).await;
+    assert_eq!(leftovers(&server), [KEY]);
+    assert!(again.release().await.unwrap() == Released::Released);
+}
+
+#[tokio::test]
+async fn a_repetition_that_is_carried_out_after_its_release_is_released_too() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "6s").await;
+    let holder = common::client(&server).await.mutex(KEY).lock().await.unwrap();
+    record(&server);
+    // The first answer is lost, and so is, three seconds later, the connection; the second request is still on its way when its claim is over.
+    let asks = || about_it().and(Matcher::containing("j11"));
+    proxy.silence_reply(1, asks());
+    proxy.silence_request(2, asks());
+    let asked = Instant::now();
+    let mutex = client.mutex(KEY);
+    let waiter = tokio::spawn(async move { mutex.lock().await });
+    eventually("it waits", || waiting(&server) == "1").await;
+    let mut late = recorded(&server);
+    sleep(ms(3000)).await;
+    proxy.cut_where(asks());
+    eventually("it asks again", || proxy.count(asks()) == 2).await;
+    holder.release().await.unwrap();
+    let guard = soon(waiter).await.unwrap().unwrap();
+    let release = tokio::spawn(guard.release());
+    sleep(ms(100)).await;
+    proxy.cut_where(asks());
+    // It is an error if there is no connection again so soon; then the release goes on in the background.
+    let _ = soon(release).await.unwrap();
+    eventually("it is released", || leftovers(&server).is_empty()).await;
+    // Then the first request cannot be carried out any more, and what was to be released for its sake is.
+    sleep_until(asked + ms(6500)).await;
+    assert_eq!(leftovers(&server), Vec::<String>::new());
+    let limit = late.iter_mut().find(|word| word.len() == 16 && word.parse::<u64>().is_ok());
+    let limit = limit.unwrap();
+    *limit = (limit.parse::<u64>().unwrap() + 3_000_000).to_string();
+    let answer = server.command(&late).unwrap();
+    assert!(!answer.starts_with("late"), "{answer}");
     assert_eq!(leftovers(&server), [KEY], "taken, by nobody");
     eventually("it is free long before its ttl", || leftovers(&server).is_empty()).await;
 }

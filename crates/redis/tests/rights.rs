@@ -107,6 +107,24 @@ async fn in_a_cluster_two_more_are_enough() {
 }
 
 #[tokio::test]
+async fn in_another_database_one_more_is_enough() {
+    let server = server();
+    create(&server, "locks", &[], &["+select"]);
+    let url = format!("redis://locks:locks@127.0.0.1:{}/5", server.port());
+    let client = connect(&url).await;
+    let guard = client.mutex("k").lock().await.unwrap();
+    let other = connect(&url).await;
+    let waiter = tokio::spawn(async move { other.mutex("k").lock().await.unwrap() });
+    let line = "
+        redis.call('SELECT', 5)
+        return redis.call('ZCARD', '__distlock:q:{jobs/k}jobs/k')";
+    eventually("it waits", || command(&server, &["EVAL", line, "0"]) == "1").await;
+    guard.release().await.unwrap();
+    drop(soon(waiter).await.unwrap());
+    assert_eq!(refusals(&server), "");
+}
+
+#[tokio::test]
 async fn with_sentinels_they_are_enough_on_the_primary() {
     let group = RedisSentinel::start(&[]).unwrap();
     let primary = group.master().unwrap();

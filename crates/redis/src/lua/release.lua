@@ -11,13 +11,23 @@ local function slow(L, F, Q, H, owner, process, used, rest, long, exact, v, mine
   local time = call('TIME')
   local us = time[1] * 1000000 + time[2]
 --@common
+  -- Has the head of the line look, where nobody else would tell it when.
+  local function alert()
+    local head = call('ZRANGE', Q, 0, 0)[1]
+    local waiter = head and string.match(call('HGET', H, head .. 'i') or '', '^%x+')
+    if waiter then tell(waiter, 'h:' .. head) end
+  end
+
   if not mine then
+    local head = call('ZRANGE', Q, 0, 0)[1]
     local gone = call('ZREM', Q, owner)
     if gone == 1 then
       call('HDEL', H, owner, owner .. 'i')
       if call('EXISTS', Q) == 0 then call('DEL', H) end
     end
     if not v and promote(L, F, Q, H, nil, '', exact) == 'more' then gone = gone + 2 end
+    -- It was the one that looked often after a lock that is none of ours.
+    if v and head == owner and not parse(v) then alert() end
     return gone
   end
   local holder, a, z = parse(v)
@@ -25,12 +35,10 @@ local function slow(L, F, Q, H, owner, process, used, rest, long, exact, v, mine
   rest = tonumber(rest)
   if rest > 0 then
     -- A mark in the owner's place, which no late renewal fits. PEXPIRE is not refused by a full memory, and then SET is not either.
-    local head = call('ZRANGE', Q, 0, 0)[1]
     call('PEXPIRE', L, rest)
     call('SET', L, 'dl1:' .. string.rep('0', 32) .. ':' .. holder .. ':0:' .. used .. ':' .. fmt(rest) .. ':', 'PX', rest)
     call('SET', F, used, 'PX', rest + IDLE)
-    local waiter = head and string.match(call('HGET', H, head .. 'i') or '', '^%x+')
-    if waiter then tell(waiter, 'h:' .. head) end
+    alert()
     if holder ~= process then tell(holder, 'l:' .. owner) end
     return 1
   end
