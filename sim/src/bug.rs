@@ -25,7 +25,7 @@ pub enum Bug {
     DeadlineFromPush,
     /// A renewal without an answer counts as confirmed: redisson 3636, libkv 156.
     UnconfirmedRenewal,
-    /// Whether a lock is held is told by a flag that a task sets.
+    /// Whether a lock is held is told by a flag that a task sets: redsync 71, 72, etcd3 110.
     FlagInsteadOfClock,
     /// Release does not look at the owner: redsync 168, etcd 22082.
     ReleaseOfAnybody,
@@ -35,7 +35,7 @@ pub enum Bug {
     ChangeCreates,
     /// An acquisition that is asked again says "held" and does not refresh the ttl.
     AgainWithoutRefresh,
-    /// What was cancelled before it was held is not given back: redisson 2714, redsync 71, etcd-client.
+    /// What was cancelled before it was held is not given back: redisson 2714, open-match 1576, etcd-client.
     CancelledIsKept,
     /// A lock that is given back is renewed all the same: redisson 7272, `RedLock.net` 68.
     RenewedForEver,

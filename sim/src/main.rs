@@ -55,6 +55,7 @@ struct Totals {
     paused_overlaps: u64,
     longest_wait: Duration,
     faults: BTreeMap<String, u64>,
+    deeds: BTreeMap<&'static str, u64>,
     negatives: BTreeMap<Check, u64>,
     failed: Vec<(Store, u64)>,
     digest: u64,
@@ -170,6 +171,25 @@ const WANTED: &[&str] = &[
     "watch_canceled",
 ];
 
+/// What clients must have done, or had, in it.
+const DEEDS: &[&str] = &[
+    "extension cancelled",
+    "extension failed",
+    "lock by an id of its own",
+    "lock cancelled",
+    "lock extended",
+    "lock handed on",
+    "lock with a limit",
+    "lock with a minimum",
+    "lock without renewal",
+    "lost by a shutdown",
+    "lost by its limit",
+    "lost by the clock",
+    "lost by the store's word",
+    "release cancelled",
+    "release failed",
+];
+
 impl Totals {
     fn add(&mut self, store: Store, seed: u64, mut outcome: Outcome, args: &Args) {
         let digest = outcome.history.digest();
@@ -180,7 +200,10 @@ impl Totals {
                 eprintln!("{path}: {error}");
             }
         }
-        let Outcome { verdict, plan, .. } = outcome;
+        let Outcome { verdict, plan, deeds, .. } = outcome;
+        for (deed, count) in deeds {
+            *self.deeds.entry(deed).or_default() += count;
+        }
         if args.seeds == 1 {
             println!("{}, seed {seed}: {plan:#?}\n{verdict}\nhash {digest:016x}\n", store.name());
         } else if !verdict.is_clean() {
@@ -218,13 +241,19 @@ impl Totals {
 
     fn missing(&self) -> Vec<&str> {
         let faults = WANTED.iter().copied().filter(|name| !self.faults.contains_key(*name));
+        let deeds = DEEDS.iter().copied().filter(|name| !self.deeds.contains_key(name));
+        let second = self.negatives.get(&Check::Exclusion).copied().unwrap_or(0);
         let grants = [
+            ("contended grant", self.contended),
             ("shared grant", self.shared),
             ("grant of permits", self.permits),
             ("grant beside another one", self.together),
+            ("stale write that was refused", self.writes.1),
+            ("stale write where nobody looks at tokens", self.open_stale),
+            ("second holder after a fault that no lock survives", second),
         ];
         let grants = grants.into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name);
-        faults.chain(grants).collect()
+        faults.chain(deeds).chain(grants).collect()
     }
 
     fn print(&self, took: Duration) {
@@ -250,6 +279,10 @@ impl Totals {
         println!("faults:");
         for (name, count) in &self.faults {
             println!("  {name:<18} {count}");
+        }
+        println!("what clients did, or had:");
+        for (name, count) in &self.deeds {
+            println!("  {name:<26} {count}");
         }
         println!("writes with a token: {} accepted, {} refused", self.writes.0, self.writes.1);
         println!("stale writes without: {}", self.open_stale);

@@ -1,6 +1,7 @@
 //! One seed, from the draw of its plan to the verdict.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -43,6 +44,8 @@ pub struct Outcome {
     pub history: History,
     /// What the judge says.
     pub verdict: Verdict,
+    /// How often clients did, or had, what is in no history.
+    pub deeds: BTreeMap<&'static str, u64>,
 }
 
 impl Store {
@@ -82,7 +85,7 @@ pub fn run_plan(store: Store, plan: Plan, seed: u64) -> Outcome {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without I/O needs nothing");
     simulation::seed(seed);
-    let (mut history, plan) = runtime.block_on(async {
+    let (mut history, plan, deeds) = runtime.block_on(async {
         match store {
             Store::Redis => simulate(Redis::new(plan.bug), plan, seed).await,
             Store::Etcd => simulate(Etcd::new(plan.bug), plan, seed).await,
@@ -96,10 +99,14 @@ pub fn run_plan(store: Store, plan: Plan, seed: u64) -> Outcome {
     rules.reach = plan.ttl * 2;
     rules.leaks_looked_for = true;
     let verdict = judge(&mut history, &rules);
-    Outcome { plan, history, verdict }
+    Outcome { plan, history, verdict, deeds }
 }
 
-async fn simulate<S: Kit>(server: S, plan: Plan, seed: u64) -> (History, Plan) {
+async fn simulate<S: Kit>(
+    server: S,
+    plan: Plan,
+    seed: u64,
+) -> (History, Plan, BTreeMap<&'static str, u64>) {
     let world = Arc::new(World::new(Dice::new(seed), plan.rates));
     let sim = Sim::new(world, server, plan);
     for _ in 0..sim.plan.processes {
@@ -127,7 +134,7 @@ async fn simulate<S: Kit>(server: S, plan: Plan, seed: u64) -> (History, Plan) {
     ticks.abort();
     // What the dead had is dropped with the runtime, and must not stir then.
     sim.bury_all();
-    (sim.world.take_history(), sim.plan.clone())
+    (sim.world.take_history(), sim.plan.clone(), sim.world.deeds())
 }
 
 /// How long after the last fault everybody who waits is served: everybody else may come first, and work for as long as can be. The places of the dead

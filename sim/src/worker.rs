@@ -70,7 +70,13 @@ impl<S: Kit> Worker<S> {
         let (mutex, terms) = self.mutex(&key);
         self.write(&key, Kind::Invoke, |event| event.mode(told(terms.mode)));
         let asked = match world.chance(0.2) {
-            true => self.cancelled(self.ask(&mutex)).await.unwrap_or(Asked::Unknown),
+            true => match self.cancelled(self.ask(&mutex)).await {
+                Some(asked) => asked,
+                None => {
+                    world.tally("lock cancelled");
+                    Asked::Unknown
+                }
+            },
             false => self.ask(&mutex).await,
         };
         match asked {
@@ -187,6 +193,17 @@ impl<S: Kit> Worker<S> {
             event.fence(token.as_u64()).deadline(deadline).value(kept)
         });
         let handed_on = self.judge_hand_over(&guard, terms);
+        for (deed, done) in [
+            ("lock handed on", handed_on),
+            ("lock without renewal", !terms.renews),
+            ("lock with a limit", terms.max_hold.is_some()),
+            ("lock with a minimum", !terms.min_hold.is_zero()),
+            ("lock by an id of its own", terms.owner.is_some()),
+        ] {
+            if done {
+                world.tally(deed);
+            }
+        }
         if terms.owner.is_some_and(|owner| owner != guard.owner()) {
             world.breach("a lock is held under another id than was asked for", guard.key());
         }
@@ -248,7 +265,11 @@ impl<S: Kit> Worker<S> {
                         self.owners().insert(guard.owner(), None);
                         // No longer than the deadline may go unread.
                         let extended = self.cancelled(guard.extend(ttl));
-                        let _ = timeout(sim.plan.ttl / 10, extended).await;
+                        world.tally(match timeout(sim.plan.ttl / 10, extended).await {
+                            Ok(Some(Ok(()))) => "lock extended",
+                            Ok(Some(Err(_))) => "extension failed",
+                            Ok(None) | Err(_) => "extension cancelled",
+                        });
                     }
                     false => sleep(world.between(1, step)).await,
                 }
@@ -284,6 +305,13 @@ impl<S: Kit> Worker<S> {
                 (_, (deadline, false), None) => deadline.max(now + 1),
             };
             self.write(key, Kind::Lost, |event| event.deadline(deadline));
+            world.tally(match reason {
+                LossReason::Expired => "lost by the clock",
+                LossReason::Gone => "lost by the store's word",
+                LossReason::MaxHold => "lost by its limit",
+                LossReason::Shutdown => "lost by a shutdown",
+                _ => "lost by its release",
+            });
             if reason == LossReason::Expired && terms.renews {
                 self.judge_end(&guard);
             }
@@ -309,8 +337,11 @@ impl<S: Kit> Worker<S> {
             true => self.cancelled(guard.release()).await,
             false => Some(guard.release().await),
         };
-        if matches!(released, Some(Ok(Released::Released))) {
-            self.write(key, Kind::Released, |event| event);
+        match released {
+            Some(Ok(Released::Released)) => self.write(key, Kind::Released, |event| event),
+            Some(Ok(Released::NotHeld)) => world.tally("release too late"),
+            Some(Err(_)) => world.tally("release failed"),
+            None => world.tally("release cancelled"),
         }
     }
 

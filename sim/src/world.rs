@@ -26,6 +26,7 @@ struct State {
     history: History,
     rates: Rates,
     faults: BTreeMap<String, u64>,
+    deeds: BTreeMap<&'static str, u64>,
 }
 
 /// What happens to one exchange with the server.
@@ -45,8 +46,8 @@ pub(crate) struct Fate {
 impl World {
     /// A new one, with a history without events.
     pub(crate) fn new(dice: Dice, rates: Rates) -> Self {
-        let (history, faults) = (History::new(), BTreeMap::new());
-        let state = State { dice, history, rates, faults };
+        let (history, faults, deeds) = (History::new(), BTreeMap::new(), BTreeMap::new());
+        let state = State { dice, history, rates, faults, deeds };
         Self { start: Instant::now(), state: Mutex::new(state) }
     }
 
@@ -76,6 +77,16 @@ impl World {
     /// A promise was broken that a store and its clients do not see alone.
     pub(crate) fn breach(&self, name: &str, key: &Key) {
         self.record(&Event::new(self.now(), Kind::Breach).name(name).key(key.as_str()));
+    }
+
+    /// Counts what a client did, or had, that is in no history.
+    pub(crate) fn tally(&self, deed: &'static str) {
+        *self.state().deeds.entry(deed).or_default() += 1;
+    }
+
+    /// How often each of these happened.
+    pub(crate) fn deeds(&self) -> BTreeMap<&'static str, u64> {
+        self.state().deeds.clone()
     }
 
     /// How many faults of this name there were.

@@ -96,6 +96,20 @@ fn bugs_are_caught() {
 }
 
 #[test]
+fn the_page_has_all_bugs_of_the_zoo() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/testing.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    let row = |(bug, rest): (&str, &str)| {
+        let store = rest.split(" | ").nth(1)?;
+        Store::ALL.iter().any(|one| one.name() == store).then(|| format!("{bug} {store}"))
+    };
+    let rows: Vec<_> = rows.filter_map(row).collect();
+    let bugs = Bug::ALL.map(|(bug, store)| format!("{bug:?} {}", store.name()));
+    assert_eq!(rows, bugs);
+}
+
+#[test]
 fn shared_locks_are_shared_and_who_shares_too_much_is_caught() {
     for (kind, bug) in [
         (Kind::RwLock, Bug::ReadersPassWriters),

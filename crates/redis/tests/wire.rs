@@ -340,6 +340,34 @@ async fn h04_a_grant_counts_from_its_request_and_not_from_when_the_server_made_i
     assert!(remaining + ms(800) < ms(left), "{remaining:?} of {left} ms");
 }
 
+/// What a pushed grant counts from is the last answer to who waits, be it to joining the line or to a later look: from its request, not from its arrival.
+#[tokio::test]
+async fn h04_a_pushed_grant_counts_from_the_request_of_the_answer_before_it() {
+    let server = server();
+    let proxy = proxy(&server);
+    let (waits, holds) = (behind(&proxy, "9s").await, client(&server).await);
+    let ttl = ms(6000);
+    proxy.delay(Direction::ToClient, ms(500));
+    for looks in [0, 1] {
+        let held = holds.mutex(KEY).lock().await.unwrap();
+        let mutex = waits.mutex(KEY).ttl(ttl).no_renewal();
+        let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
+        eventually("it waits", || command(&server, &["EXISTS", LINE]) == "1").await;
+        let joined = proxy.count(about_it());
+        proxy.wait_count(about_it(), joined + looks).await.unwrap();
+        // The answer is on its way for half a second, and the next look is two seconds away.
+        sleep(ms(800)).await;
+        held.release().await.unwrap();
+        let granted_by = Instant::now();
+        let guard = soon(waiter).await.unwrap();
+        let expires_at = guard.expires_at();
+        let over = expires_at.saturating_duration_since(granted_by + ttl);
+        assert!(over.is_zero(), "the server ends it {over:?} before, after {looks} looks");
+        assert!(granted_by + ms(4000) < expires_at, "it is a grant of that ttl");
+        guard.release().await.unwrap();
+    }
+}
+
 /// FAULTS J6: the server may have it for longer than its holder believes, never for less.
 #[tokio::test]
 async fn j06_a_ttl_is_rounded_up_for_the_server_and_down_for_the_holder() {

@@ -155,7 +155,6 @@ impl State {
                 *since = (*since).max(again.since().unwrap_or(sent).min(sent));
                 return Outcome::Unchanged;
             }
-            (Phase::Granted { .. }, Ok(Standing::Nothing { .. })) => LossReason::Gone,
             (Phase::Granted { .. }, _) => return Outcome::Unchanged,
             (Phase::Held(tenure), Ok(Standing::Held(lease))) if lease.token() == tenure.granted => {
                 tenure.renewing &= due.place;
