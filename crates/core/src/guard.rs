@@ -9,6 +9,7 @@ use crate::{
     Backend as _, Error, FencingToken, Key, LossReason, Owner, Report, RetryStrategy,
     held::{Held, Release},
     limits,
+    patience::SHORTEST,
 };
 
 /// Proof that a lock is held. Dropped, it releases in the background.
@@ -192,7 +193,7 @@ impl Guard {
             tokio::select! {
                 biased;
                 reason = self.lost() => return Err(self.held.lost(reason)),
-                () = time::sleep(delay) => {}
+                () = time::sleep(delay.max(SHORTEST)) => {}
             }
         }
     }

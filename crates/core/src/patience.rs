@@ -10,7 +10,7 @@ use crate::{BackendError, Error, RetryStrategy, closing::Closing, retry};
 pub(crate) const OUTAGE: Duration = Duration::from_secs(30);
 
 /// What a delay of nothing is taken for: whoever asks again and again leaves time for others.
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(crate) const SHORTEST: Duration = Duration::from_millis(1);
 
 /// The patience of one call of `lock`.
 ///

@@ -103,6 +103,23 @@ async fn an_extension_is_asked_for_again_as_the_strategy_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_extension_is_not_asked_for_without_a_pause() {
+    // A store that is away until it was asked far too often.
+    let store = Bent::new().renew(|store, renewals, nth| async move {
+        if nth < 20_000 {
+            return renewals.iter().map(|_| Err(away())).collect();
+        }
+        distlock_core::Backend::renew(&store, &renewals).await
+    });
+    let mutex = Client::new(store.clone()).mutex("k").no_renewal().ttl(1000 * MS);
+    let guard = mutex.retry(Linear::new(Duration::ZERO)).lock().await.unwrap();
+    let extended = guard.extend(2000 * MS).await;
+    let calls = store.calls()[1];
+    assert!(matches!(extended, Err(Error::Lost { .. })), "{extended:?} after {calls} calls");
+    assert!(calls <= 1000, "{calls} calls in a second");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_may_not_have_been_written_is_not_handed_on() {
     let refuses = stubborn(1, away);
     let hangs = Bent::new().renew(|_, _, _| support::never());

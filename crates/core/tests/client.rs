@@ -87,7 +87,7 @@ async fn a_client_has_and_waits_for_no_more_locks_than_it_may() {
         sleep(SECOND).await;
         let before = store.calls()[0];
         for name in ["a", "b"] {
-            let error = client.mutex(name).lock().await.unwrap_err();
+            let error = client.mutex(name).lock_timeout(SECOND).await.unwrap_err();
             assert!(matches!(error, Error::Overloaded { what: "locks", limit: 2 }), "{error}");
             let error = client.mutex(name).try_lock().await.unwrap_err();
             assert!(matches!(error, Error::Overloaded { what: "locks", limit: 2 }), "{error}");

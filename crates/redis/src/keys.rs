@@ -164,6 +164,8 @@ mod tests {
         // From the specification of Redis Cluster, and from a server.
         for (key, expected) in [("123456789", 12_739), ("foo{bar}x", 5061), ("foo", 12_182)] {
             assert_eq!(slot(key.as_bytes()), expected, "{key}");
+            let key = Key::new(key).unwrap();
+            assert_eq!(Names::of(&key).unwrap().slot(), expected, "{key}");
         }
     }
 

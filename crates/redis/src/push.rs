@@ -68,6 +68,10 @@ mod tests {
         let grant = Grant { first: 7, last: 9, ttl: Duration::from_secs(30), awaited: true };
         let what = Pushed::Granted { server: 1000, grant, key: "a:{b}:c" };
         assert_eq!(Push::read(message.as_bytes()), Some(Push { owner, what }));
+        let message = message.replace(":2:a", ":0:a");
+        let grant = Grant { awaited: false, ..grant };
+        let what = Pushed::Granted { server: 1000, grant, key: "a:{b}:c" };
+        assert_eq!(Push::read(message.as_bytes()), Some(Push { owner, what }));
         for (kind, what) in [("c", Pushed::Contended), ("h", Pushed::Hold), ("l", Pushed::Lost)] {
             let message = format!("{kind}:{OWNER}");
             assert_eq!(Push::read(message.as_bytes()), Some(Push { owner, what }));
