@@ -105,11 +105,11 @@ impl Crew {
     }
 
     /// Stops a worker that has a lock, and for longer than a lease lasts, so that it loses it. Few others would be stopped in the middle of their
-    /// work where that is quick.
-    pub(crate) fn stop_holder(&self, scene: &mut Scene) -> io::Result<()> {
+    /// work where that is quick. Says whether it did: it may take long to get a lock where everything fails, and nobody waits for that.
+    pub(crate) fn stop_holder(&self, scene: &mut Scene) -> io::Result<bool> {
         let mut state = self.state();
         let chosen = scene.dice.below(state.members.len() as u64) as usize;
-        let Some(member) = state.members.get_mut(chosen) else { return Ok(()) };
+        let Some(member) = state.members.get_mut(chosen) else { return Ok(false) };
         let number = member.number;
         let kept = kept_file(&scene.dir, number);
         match fs::remove_file(&kept) {
@@ -120,19 +120,19 @@ impl Crew {
         drop(state);
         let patience = scene.plan.longest_ttl();
         match wait_until("a worker has a lock", patience, || Ok(kept.exists())) {
-            // It may take long where everything fails.
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(false),
             other => other?,
         }
         let mut state = self.state();
         // It may have been killed meanwhile.
         let member = state.members.iter_mut().find(|member| member.number == number);
-        let Some(member) = member else { return Ok(()) };
+        let Some(member) = member else { return Ok(false) };
         member.stop(scene)?;
         drop(state);
         let ttl = scene.ttl();
         scene.pause(2 * ttl, 3 * ttl);
-        self.let_go_on(scene)
+        self.let_go_on(scene)?;
+        Ok(true)
     }
 
     fn let_go_on(&self, scene: &Scene) -> io::Result<()> {

@@ -16,8 +16,8 @@ use crate::{
 /// Between two of them, in milliseconds.
 const PAUSE: (u64, u64) = (200, 2000);
 
-/// One time in so many the one who is stopped is one that has a lock.
-const HOLDER: u32 = 4;
+/// After so many others the one who is stopped is one that has a lock.
+const OTHERS: u32 = 3;
 
 /// Inflicts wounds until the time is over: at first what every lock survives, in the second half also what none does. Each kind comes at least once,
 /// however long that takes.
@@ -28,14 +28,14 @@ pub(crate) fn rage(store: &dyn Store, crew: &Crew, scene: &mut Scene) -> io::Res
         let goes_on = |scene: &Scene| !over.load(Ordering::Relaxed) && !scene.has_failed();
         let stopper = scope.spawn(move || {
             guarded(&mut stops, |scene| {
-                for turn in 1.. {
-                    if !goes_on(scene) {
-                        break;
-                    }
+                let mut since = 0;
+                while goes_on(scene) {
                     scene.pause(PAUSE.0, PAUSE.1);
-                    match turn % HOLDER {
-                        0 => crew.stop_holder(scene)?,
-                        _ => crew.stop_some(scene)?,
+                    if since < OTHERS {
+                        crew.stop_some(scene)?;
+                        since += 1;
+                    } else if crew.stop_holder(scene)? {
+                        since = 0;
                     }
                 }
                 Ok(())

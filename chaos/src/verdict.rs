@@ -60,6 +60,7 @@ fn rules(plan: &Plan, decks: &Decks) -> Rules {
     let mut rules = Rules::default().excusing(fatal.chain([UNSETTLED]));
     rules.fence_excuses.push(FENCE_RESET.to_owned());
     rules.reach = plan.longest_ttl();
+    rules.lease = Some(plan.longest_ttl());
     // Workers read the time before they ask the guard, so nothing excuses one that says "held" after its deadline.
     rules.exact = true;
     rules.starvation = STARVATION;

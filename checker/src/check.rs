@@ -24,6 +24,7 @@ pub fn judge(history: &mut History, rules: &Rules) -> Verdict {
     let mut judge = Judge {
         faults: Faults::new(history, &scan, &rules.excuses, nanos(rules.reach)),
         fence_faults: Faults::new(history, &scan, &rules.fence_excuses, nanos(rules.reach)),
+        lease: rules.lease.map(nanos),
         tolerance: nanos(rules.tolerance),
         starvation: nanos(rules.starvation),
         history,
@@ -46,6 +47,7 @@ struct Judge<'a> {
     scan: &'a Scan,
     faults: Faults,
     fence_faults: Faults,
+    lease: Option<u64>,
     tolerance: u64,
     starvation: u64,
     verdict: Verdict,
@@ -105,6 +107,12 @@ impl Judge<'_> {
         }
     }
 
+    /// When the store made this grant, at the earliest.
+    fn earliest(&self, session: &Session) -> u64 {
+        self.lease
+            .map_or(session.invoke, |lease| session.invoke.max(session.start.saturating_sub(lease)))
+    }
+
     /// Exclusion, work and fences, key by key.
     fn holds(&mut self) {
         let sessions = &self.scan.sessions;
@@ -143,7 +151,7 @@ impl Judge<'_> {
             self.verdict.figures.together += u64::from(rivals.is_none() && !holders.is_empty());
             if let Some(rivals) = rivals {
                 let explained = rivals.are_excused(|before| {
-                    let from = before.invoke.min(session.invoke);
+                    let from = self.earliest(before).min(self.earliest(session));
                     self.faults.explain(session.k, from, session.start)
                 });
                 if !explained {
@@ -235,7 +243,7 @@ impl Judge<'_> {
                     [before, session].into_iter().any(|of| stalled(of) || starved(of))
                 };
                 let explained = |before: &Session| {
-                    let from = before.invoke.min(session.invoke);
+                    let from = self.earliest(before).min(self.earliest(session));
                     self.faults.explain(session.k, from, enter)
                 };
                 if rivals.are_excused(did_not_run) {
@@ -287,7 +295,7 @@ impl Judge<'_> {
         by_fence.sort_by_key(|session| (session.fence, session.start));
         for pair in by_fence.windows(2) {
             if pair[0].fence == pair[1].fence {
-                let from = pair[0].invoke.min(pair[1].invoke);
+                let from = self.earliest(pair[0]).min(self.earliest(pair[1]));
                 let explained = self.fence_faults.explain(pair[1].k, from, pair[1].start);
                 let text = format!("{} has the token of {}", who(pair[1]), who(pair[0]));
                 self.report(Check::Fence, explained, pair[1].start, pair[1].k, text);
@@ -298,8 +306,8 @@ impl Judge<'_> {
     /// Whether the later one may have the lower token: it was granted before, and heard of it after the lock had been taken from it; or the store
     /// lost its count.
     fn is_token_explained(&self, before: &Session, after: &Session) -> bool {
-        self.faults.explain(after.k, after.invoke, after.start)
-            || self.fence_faults.explain(after.k, before.invoke, after.start)
+        self.faults.explain(after.k, self.earliest(after), after.start)
+            || self.fence_faults.explain(after.k, self.earliest(before), after.start)
     }
 
     /// Writes of those whom a later holder had followed, and who had written.

@@ -11,6 +11,7 @@ distlock-checker [OPTIONS] FILES…
 
   --excuse FAULT        a fault of this name explains a second holder
   --reach SECONDS       so long after it
+  --lease SECONDS       so long before it was seen a grant was made, at the most
   --fence-excuse FAULT  a fault of this name explains a token that repeats
   --bound SECONDS       how long an acquisition may take after the heal
   --grants N            how many grants make it worth the name
@@ -37,6 +38,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<bool, Box<dyn Error>> {
         match arg.as_str() {
             "--excuse" => rules.excuses.push(value()?),
             "--reach" => rules.reach = Duration::try_from_secs_f64(value()?.parse()?)?,
+            "--lease" => rules.lease = Some(Duration::try_from_secs_f64(value()?.parse()?)?),
             "--fence-excuse" => rules.fence_excuses.push(value()?),
             "--bound" => rules.bound = Some(Duration::try_from_secs_f64(value()?.parse()?)?),
             "--grants" => rules.grants = value()?.parse()?,

@@ -21,6 +21,9 @@ pub struct Rules {
     pub excuses: Vec<String>,
     /// So long after such a fault a guard may believe what the fault made false: the longest ttl.
     pub reach: Duration,
+    /// So long before a guard was first held its grant was made at the earliest, however long ago it was asked for: the longest ttl. What befell
+    /// the store before that explains nothing about the grant. None: it is not known.
+    pub lease: Option<Duration>,
     /// Faults after which the store may repeat tokens.
     pub fence_excuses: Vec<String>,
     /// So many grants there must be.
@@ -45,6 +48,7 @@ impl Default for Rules {
             bound: None,
             excuses: Vec::new(),
             reach: Duration::ZERO,
+            lease: None,
             fence_excuses: Vec::new(),
             grants: 1,
             contended: 0,

@@ -116,6 +116,40 @@ fn what_a_fault_explains_is_told_apart_and_what_it_does_not_is_not() {
 }
 
 #[test]
+fn a_fault_from_before_the_grants_explains_nothing_however_long_both_had_waited() {
+    let mut events = clean();
+    // Both asked at 305 and waited; 4 was granted the lock 30 ms before it was seen, at the earliest.
+    events.extend(hold(4, 305, 400, 500, 8));
+    events.extend(hold(5, 305, 450, 550, 9));
+    let mut rules = rules().excusing(["failover"]);
+    for (fault, lease, explains) in [
+        (310, None, true),
+        (310, Some(30), false),
+        (369, Some(30), false),
+        (371, Some(30), true),
+        (310, Some(300), true),
+    ] {
+        rules.lease = lease.map(Duration::from_millis);
+        let mut events = events.clone();
+        events.push(Event::new(fault * MS, Kind::Fault).name("failover"));
+        let verdict = verdict(&events, &rules);
+        assert_eq!(verdict.is_clean(), explains, "{fault} {lease:?}: {verdict}");
+    }
+    // The same of tokens.
+    let mut events = clean();
+    events.extend(hold(4, 305, 400, 500, 7));
+    let mut rules = crate::rules();
+    rules.fence_excuses.push("counter lost".to_owned());
+    rules.lease = Some(Duration::from_millis(5));
+    // 3, whose token it is, asked at 220, and had it from 230 on.
+    for (fault, explains) in [(226, true), (224, false)] {
+        let mut events = events.clone();
+        events.push(Event::new(fault * MS, Kind::Fault).name("counter lost"));
+        assert_eq!(verdict(&events, &rules).is_clean(), explains, "{fault}");
+    }
+}
+
+#[test]
 fn two_at_work_are_found_unless_one_of_them_did_not_run() {
     let mut events = clean();
     let mut paused = hold(4, 390, 400, 500, 8);
