@@ -1,15 +1,15 @@
 //! The checks. Each sorts and looks once at each: O(n log n).
 
-use std::{collections::HashMap, ops::Range, time::Duration};
+use std::{collections::HashMap, ptr, time::Duration};
 
 use crate::{
     Check, History, Mode, Opinion, Rules, Verdict,
-    rivals::Ongoing,
+    rivals::{Ongoing, Rivals},
     session::{Belief, Excess, Scan, Session},
     wgl::linearizable_in,
 };
 
-/// So many holds before and behind a violation go to the second judge.
+/// So many holds before a violation go to the second judge, beside those that are in its way.
 const WINDOW: usize = 8;
 
 /// So many windows go to it.
@@ -155,7 +155,7 @@ impl Judge<'_> {
                     self.faults.explain(session.k, from, session.start)
                 });
                 if !explained {
-                    self.ask_again(sessions, index);
+                    self.ask_again(sessions, index, &rivals);
                 }
                 let before = rivals.last().unwrap_or(session);
                 let text = format!(
@@ -202,21 +202,18 @@ impl Judge<'_> {
         }
     }
 
-    fn ask_again(&mut self, sessions: &[Session], index: usize) {
+    /// Of the one at `index`, those who began shortly before it, and all who are in its way.
+    fn ask_again(&mut self, sessions: &[Session], index: usize, rivals: &Rivals<'_>) {
         let (agrees, differs) = &mut self.verdict.second_opinion;
         if *agrees + *differs == WINDOWS {
             return;
         }
-        // Back to the one that it overlaps, which need not be its neighbour.
-        let start = sessions[index].start;
-        let first = sessions[..index].iter().position(|before| start < before.end).unwrap_or(0);
-        let range: Range<usize> = first.max(index.saturating_sub(WINDOW))..index + 1;
+        let window = &sessions[index.saturating_sub(WINDOW)..=index];
+        // Who is in its way need not be its neighbor.
+        let is_far = |session: &&Session| !window.iter().any(|near| ptr::eq(near, *session));
+        let far = rivals.sessions().iter().copied().filter(is_far);
         let hold = |session: &Session| (hold(session), session.mode);
-        let mut holds: Vec<_> = sessions[range].iter().map(hold).collect();
-        holds.push(hold(&sessions[first]));
-        if first >= index.saturating_sub(WINDOW) {
-            holds.pop();
-        }
+        let holds: Vec<_> = far.chain(window).map(hold).collect();
         match linearizable_in(&holds) {
             Opinion::Impossible => *agrees += 1,
             Opinion::Possible | Opinion::TooLarge => *differs += 1,

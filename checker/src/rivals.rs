@@ -57,10 +57,15 @@ impl<'a> Rivals<'a> {
         }
     }
 
+    /// All of them, by their ends.
+    pub(crate) fn sessions(&self) -> &[&'a Session] {
+        let (Self::Each(sessions) | Self::Together(sessions)) = self;
+        sessions
+    }
+
     /// The one that ends last.
     pub(crate) fn last(&self) -> Option<&'a Session> {
-        let (Self::Each(sessions) | Self::Together(sessions)) = self;
-        sessions.last().copied()
+        self.sessions().last().copied()
     }
 }
 

@@ -8,6 +8,12 @@ use proptest::prelude::*;
 
 const SHARED: Mode = Mode::Shared;
 
+const LATE_READER: [Mode; 14] = {
+    let mut modes = [SHARED; 14];
+    modes[1] = Mode::Exclusive;
+    modes
+};
+
 const fn permits(want: u32) -> Mode {
     Mode::Permits { want, of: 3 }
 }
@@ -61,6 +67,8 @@ fn who_may_not_share_a_lock_is_found_by_both_judges() {
         &[permits(1), Mode::Exclusive],
         &[Mode::Exclusive, permits(1)],
         &[permits(1), Mode::Permits { want: 1, of: 4 }],
+        // In the way of the last one is neither the first of those who have it, nor any of the many that came since.
+        &LATE_READER,
     ] {
         let verdict = together(modes);
         let found: Vec<_> = verdict.counts.keys().copied().collect();

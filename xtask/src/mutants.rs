@@ -2,6 +2,7 @@
 //!
 //! The tests are built once, with `--cfg mutants`, under which the scripts are read when they are first used.
 
+mod explained;
 mod lua;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 
 use distlock_servers::redis::RedisServer;
 
-use self::lua::Mutant;
+use self::{explained::Explained, lua::Mutant};
 use crate::{
     Result, install, root,
     run::{self, cargo},
@@ -65,16 +66,18 @@ enum Fate {
 /// All mutants, or those of some scripts, or of some lines of scripts.
 pub(crate) fn mutants(chosen: &[String]) -> Result {
     install::servers()?;
-    let all = chosen_of(&scripts()?, chosen)?;
-    let page = fs::read_to_string(root().join(PAGE))?;
+    let scripts = scripts()?;
+    let all = chosen_of(&scripts, chosen)?;
+    let explained = explained()?;
+    stale(&explained, &scripts)?;
     let folder = env::temp_dir().join(format!("distlock-mutants-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
-    let result = try_all(&all, &page, &folder);
+    let result = try_all(&all, &explained, &folder);
     fs::remove_dir_all(&folder)?;
     result
 }
 
-fn try_all(all: &[(String, Mutant)], page: &str, folder: &Path) -> Result {
+fn try_all(all: &[(String, Mutant)], page: &Explained, folder: &Path) -> Result {
     if let Fate::Caught(test) = fate(folder, &ROUNDS)? {
         return Err(format!("without any mutant `{test}` fails").into());
     }
@@ -84,7 +87,7 @@ fn try_all(all: &[(String, Mutant)], page: &str, folder: &Path) -> Result {
         let file = folder.join(script).with_extension("lua");
         fs::write(&file, text)?;
         // Nothing is new about one that is explained, unless a quick test catches it now.
-        let is_explained = page.contains(what);
+        let is_explained = page.explains(script, what);
         let rounds = if is_explained { &ROUNDS[..2] } else { &ROUNDS[..] };
         let said = match fate(folder, rounds)? {
             Fate::Caught(test) => {
@@ -149,6 +152,20 @@ fn tests_of(tests: Round) -> Command {
     command
 }
 
+fn explained() -> Result<Explained> {
+    Ok(Explained::of_page(&fs::read_to_string(root().join(PAGE))?))
+}
+
+/// An error if something is explained that is no mutant: nobody would see that its reason is about another line now.
+fn stale(explained: &Explained, scripts: &[(String, String)]) -> Result {
+    let all = chosen_of(scripts, &[])?;
+    let stale = explained.without(all.iter().map(|(name, mutant)| (&**name, &*mutant.what)));
+    match stale.is_empty() {
+        true => Ok(()),
+        false => Err(format!("`{PAGE}` explains what is no mutant: {}", stale.join(", ")).into()),
+    }
+}
+
 /// Names and texts, in the order of names.
 fn scripts() -> Result<Vec<(String, String)>> {
     let files = fs::read_dir(root().join(SCRIPTS))?.collect::<std::io::Result<Vec<_>>>()?;
@@ -173,5 +190,17 @@ fn chosen_of(scripts: &[(String, String)], chosen: &[String]) -> Result<Vec<(Str
     match all.is_empty() {
         true => Err(format!("nothing to change in {}", chosen.join(", ")).into()),
         false => Ok(all),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_page_is_a_mutant_of_the_scripts() {
+        let explained = explained().unwrap();
+        assert!(!explained.is_empty());
+        stale(&explained, &scripts().unwrap()).unwrap();
     }
 }

@@ -5,7 +5,7 @@
 pub(crate) struct Mutant {
     /// The line, from 1.
     pub(crate) line: usize,
-    /// What was done to it, with the line as it was where that helps.
+    /// What was done to it, with the line as it was. No other mutant of the script says the same: of equal ones each has its number.
     pub(crate) what: String,
     /// The whole script.
     pub(crate) text: String,
@@ -57,7 +57,20 @@ pub(crate) fn mutants(script: &str) -> Vec<Mutant> {
             mutants.push(Mutant { line: index + 1, what, text: text.join("\n") + "\n" });
         }
     }
+    number_equal(&mut mutants);
     mutants
+}
+
+/// Adds to what is said of several which of them it is, and of how many: one more of them makes each of them another one.
+fn number_equal(mutants: &mut [Mutant]) {
+    let said: Vec<String> = mutants.iter().map(|mutant| mutant.what.clone()).collect();
+    let equal = |said: &[String], what: &str| said.iter().filter(|other| *other == what).count();
+    for (index, mutant) in mutants.iter_mut().enumerate() {
+        let all = equal(&said, &said[index]);
+        if 1 < all {
+            mutant.what += &format!(" ({} of {all})", equal(&said[..=index], &said[index]));
+        }
+    }
 }
 
 /// What is done to a line, and what becomes of it.
@@ -213,5 +226,19 @@ mod tests {
         assert_eq!(mutant.what, "without `return a`");
         let twins = super::mutants("local a = b == 1, c == 1");
         assert_eq!(twins[2].what, "`==` no. 2 is `~=` in `local a = b == 1, c == 1`");
+    }
+    #[test]
+    fn the_same_error_of_the_same_line_elsewhere_has_another_number() {
+        let said = |script: &str| -> Vec<String> {
+            super::mutants(script).into_iter().map(|mutant| mutant.what).collect()
+        };
+        let once = ["without `return a`", "without `call('DEL', L)`"];
+        assert_eq!(said("return a\ncall('DEL', L)"), once);
+        let twice = [
+            "without `return a` (1 of 2)",
+            "without `call('DEL', L)`",
+            "without `return a` (2 of 2)",
+        ];
+        assert_eq!(said("return a\ncall('DEL', L)\n  return a"), twice);
     }
 }
