@@ -113,7 +113,8 @@ impl RedisBackend {
         // Who is subscribed keeps its turn from the first lock on. Who is not is told, or may not be: the line works all the same.
         let _ = link.subscribed().await;
         let runtime = Handle::current();
-        let together = |script| Together::new(link.clone(), runtime.clone(), script);
+        let patience = config.request_timeout;
+        let together = |script| Together::new(link.clone(), runtime.clone(), script, patience);
         let store = Arc::new(Store {
             acquires: together(&*ACQUIRE),
             releases: together(&*RELEASE),

@@ -7,10 +7,17 @@
 use std::{
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+    vec,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use tokio::{runtime::Handle, sync::oneshot, task::yield_now};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+    task::yield_now,
+    time::Instant,
+};
 
 use crate::link::{Attempts, Bytes, Link, LinkError, Reply, Script};
 
@@ -19,6 +26,10 @@ const FEW: usize = 8;
 
 /// So many requests go into one script, which keeps the server for as long as the renewal of many locks does.
 const MOST: usize = 32;
+
+/// So many scripts for those who came up together are under way at a time. They keep a server busy for longer than its answers take to come, and the driver,
+/// whose queue keeps for ever the room that it needed once, needs little.
+const SCRIPTS: usize = 48;
 
 /// Each request has the four keys of a lock.
 const KEYS: usize = 4;
@@ -35,6 +46,10 @@ pub(crate) struct Together {
 struct Courier {
     link: Link,
     script: &'static Script,
+    /// For how long a request may wait until it leaves.
+    patience: Duration,
+    /// For as many scripts as may be under way.
+    room: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -51,6 +66,7 @@ struct State {
 
 struct Pending {
     words: Vec<Bytes>,
+    since: Instant,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -62,8 +78,14 @@ enum Outcome {
 }
 
 impl Together {
-    pub(crate) fn new(link: Link, runtime: Handle, script: &'static Script) -> Self {
-        Self { courier: Courier { link, script }, runtime, gathering: Arc::default() }
+    pub(crate) fn new(
+        link: Link,
+        runtime: Handle,
+        script: &'static Script,
+        patience: Duration,
+    ) -> Self {
+        let courier = Courier { link, script, patience, room: Arc::new(Semaphore::new(SCRIPTS)) };
+        Self { courier, runtime, gathering: Arc::default() }
     }
 
     /// Makes a request, which is its keys and then its arguments. It is carried out once at most.
@@ -112,10 +134,17 @@ impl Courier {
         })
     }
 
-    /// Takes requests to the server, and each its answer.
+    /// Takes requests to the server, and each its answer. It does not take those whose time is over.
     async fn carry_out(&self, mut batch: Vec<Pending>, _under_way: UnderWay) {
+        for overdue in batch.extract_if(.., |one| self.patience < one.since.elapsed()) {
+            let reason = "the server is too slow for all that is asked of it".to_owned();
+            overdue.answer(Err(LinkError::Disconnected { reason, sent: false }));
+        }
+        if batch.is_empty() {
+            return;
+        }
         if batch.len() == 1
-            && let Some(Pending { words, reply }) = batch.pop()
+            && let Some(Pending { words, reply, .. }) = batch.pop()
         {
             let _ = reply.send(Outcome::Answer(self.alone(words).await));
             return;
@@ -153,7 +182,7 @@ impl Pending {
     }
 
     fn leave_alone(self) {
-        let Self { words, reply } = self;
+        let Self { words, reply, .. } = self;
         let _ = reply.send(Outcome::Alone(words));
     }
 }
@@ -167,16 +196,18 @@ impl Gathering {
             return Err(words);
         }
         let (reply, answer) = oneshot::channel();
-        state.waiting.push(Pending { words, reply });
+        state.waiting.push(Pending { words, since: Instant::now(), reply });
         Ok((answer, mem::replace(&mut state.called, true)))
     }
 
     /// Who is taken is under way. Who comes up before it was sent waits too, and is taken next; nobody is called any more when there is nobody.
-    fn take(&self) -> Vec<Pending> {
+    fn take(self: &Arc<Self>) -> Taken {
         let mut state = self.state();
-        state.under_way += state.waiting.len();
-        state.called = !state.waiting.is_empty();
-        mem::take(&mut state.waiting)
+        let waiting = mem::take(&mut state.waiting);
+        state.under_way += waiting.len();
+        state.called = !waiting.is_empty();
+        let under_way = UnderWay(Arc::clone(self), waiting.len());
+        Taken { waiting: waiting.into_iter(), under_way }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -193,6 +224,33 @@ impl Drop for UnderWay {
     }
 }
 
+/// Those who were fetched, to be sent in scripts.
+struct Taken {
+    waiting: vec::IntoIter<Pending>,
+    under_way: UnderWay,
+}
+
+impl Taken {
+    fn is_empty(&self) -> bool {
+        self.waiting.len() == 0
+    }
+}
+
+impl Iterator for Taken {
+    type Item = (Vec<Pending>, UnderWay);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // Not with the room of all the others.
+        let batch: Vec<_> = self.waiting.by_ref().take(MOST).collect();
+        if batch.is_empty() {
+            return None;
+        }
+        self.under_way.1 -= batch.len();
+        let under_way = UnderWay(Arc::clone(&self.under_way.0), batch.len());
+        Some((batch, under_way))
+    }
+}
+
 /// Who is about to fetch those who wait. Dropped before, as when its runtime has ended, it sends them away: nobody else would come.
 struct Fetcher(Option<Arc<Gathering>>);
 
@@ -201,17 +259,22 @@ impl Fetcher {
         // Those who were woken together have not all run yet.
         yield_now().await;
         let Some(gathering) = &self.0 else { return };
-        let sent = FuturesUnordered::new();
+        let mut sent = FuturesUnordered::new();
         loop {
-            let mut waiting = gathering.take();
+            let waiting = gathering.take();
             if waiting.is_empty() {
                 break;
             }
-            while !waiting.is_empty() {
-                let rest = waiting.split_off(waiting.len().min(MOST));
-                let batch = mem::replace(&mut waiting, rest);
-                let under_way = UnderWay(Arc::clone(gathering), batch.len());
-                let mut exchange = Box::pin(courier.carry_out(batch, under_way));
+            for (batch, under_way) in waiting {
+                let room = loop {
+                    tokio::select! {
+                        biased;
+                        room = courier.room.acquire() => break room,
+                        Some(()) = sent.next() => {}
+                    }
+                };
+                let exchange = courier.carry_out(batch, under_way);
+                let mut exchange = Box::pin(exchange.inspect(move |()| drop(room)));
                 // The first poll sends it.
                 if exchange.as_mut().now_or_never().is_none() {
                     sent.push(exchange);
@@ -250,8 +313,8 @@ mod tests {
         vec![Bytes::from_static(name.as_bytes())]
     }
 
-    fn names(waiting: &[Pending]) -> Vec<&Bytes> {
-        waiting.iter().map(|one| &one.words[0]).collect()
+    fn names(taken: Taken) -> Vec<Bytes> {
+        taken.flat_map(|(batch, _)| batch).map(|one| one.words[0].clone()).collect()
     }
 
     #[test]
@@ -264,10 +327,10 @@ mod tests {
         assert!(!called);
         // By now all the others have their answers.
         drop(UnderWay(Arc::clone(&gathering), FEW));
-        assert_eq!(names(&gathering.take()), ["first"]);
+        assert_eq!(names(gathering.take()), ["first"]);
         let (_second, called) = gathering.join(request("second")).unwrap();
         assert!(called);
-        assert_eq!(names(&gathering.take()), ["second"]);
+        assert_eq!(names(gathering.take()), ["second"]);
         assert!(gathering.take().is_empty());
         assert!(gathering.join(request("alone")).is_err());
     }
@@ -281,5 +344,35 @@ mod tests {
         assert!(answer.try_recv().is_err());
         let (_answer, called) = gathering.join(request("second")).unwrap();
         assert!(!called, "another one is to be called");
+    }
+
+    #[test]
+    fn who_is_taken_goes_in_scripts_with_no_more_room_than_they_need() {
+        let gathering = Arc::new(Gathering::default());
+        gathering.state().under_way = FEW;
+        let answers: Vec<_> = (0..2 * MOST + 1).map(|_| gathering.join(request("some"))).collect();
+        let mut taken = gathering.take();
+        for size in [MOST, MOST, 1] {
+            let (batch, under_way) = taken.next().unwrap();
+            assert_eq!((batch.len(), under_way.1), (size, size));
+            assert!(batch.capacity() < 2 * MOST, "room for {}", batch.capacity());
+        }
+        assert!(taken.next().is_none());
+        assert_eq!(gathering.state().under_way, FEW, "they have their answers");
+        drop(answers);
+    }
+
+    #[test]
+    fn those_who_were_taken_and_not_sent_are_under_way_no_more() {
+        let gathering = Arc::new(Gathering::default());
+        gathering.state().under_way = FEW;
+        let answers: Vec<_> = (0..2 * MOST).map(|_| gathering.join(request("some"))).collect();
+        let mut taken = gathering.take();
+        let first = taken.next();
+        assert_eq!(gathering.state().under_way, FEW + 2 * MOST);
+        drop(taken);
+        assert_eq!(gathering.state().under_way, FEW + MOST);
+        drop((first, answers));
+        assert_eq!(gathering.state().under_way, FEW);
     }
 }

@@ -2,11 +2,15 @@
 
 mod common;
 
-use common::{client, command, eventually, leftovers, server, soon};
+use common::{client, command, eventually, leftovers, ms, server, soon};
 use distlock_core::{Client, Error, ErrorKind, Guard, Mutex};
-use distlock_redis::RedisBackend;
-use distlock_servers::redis::RedisServer;
+use distlock_redis::{RedisBackend, RedisConfig};
+use distlock_servers::{
+    proxy::{Direction, Matcher, Proxy},
+    redis::RedisServer,
+};
 use futures_util::future::join_all;
+use tokio::time::sleep;
 
 /// How many scripts the server has run.
 fn scripts(server: &RedisServer) -> u64 {
@@ -116,4 +120,63 @@ async fn locks_that_are_given_back_together_go_to_those_who_wait_for_them() {
         guard.release().await.unwrap();
     }
     assert_eq!(leftovers(&server), [""; 0]);
+}
+
+/// Scripts that acquire: with four keys and seven arguments for each lock.
+fn acquisitions() -> Matcher {
+    Matcher::new(|words| {
+        let keys = words.get(2).and_then(|keys| str::from_utf8(keys).ok()?.parse().ok());
+        words[0] == b"EVALSHA" && keys.is_some_and(|keys: usize| words.len() == 3 + keys / 4 * 11)
+    })
+}
+
+/// Eight by themselves, and so many scripts of those who came up together.
+const UNDER_WAY: usize = 8 + 48;
+
+/// A client that reaches the server by a proxy, and many mutexes of it.
+async fn crowd(server: &RedisServer, timeout: u64) -> (Proxy, Client, Vec<Mutex>) {
+    let proxy = Proxy::start(server.port()).unwrap();
+    let config = RedisConfig::new("127.0.0.1", proxy.port()).request_timeout(ms(timeout));
+    let client = Client::new(RedisBackend::connect_with(config).await.unwrap());
+    client.mutex("warm").lock().await.unwrap().release().await.unwrap();
+    proxy.forget();
+    let mutexes = mutexes(&client, (0..5_000).map(|number| format!("k{number}")));
+    (proxy, client, mutexes)
+}
+
+#[tokio::test]
+async fn of_a_crowd_only_so_many_scripts_are_under_way() {
+    let server = server();
+    let (proxy, _client, mutexes) = crowd(&server, 20_000).await;
+    proxy.delay(Direction::ToClient, ms(1_000));
+    let locking = tokio::spawn(async move { lock_all(&mutexes).await });
+    proxy.wait_count(acquisitions(), UNDER_WAY).await.unwrap();
+    sleep(ms(50)).await;
+    assert_eq!(proxy.count(acquisitions()), UNDER_WAY, "no answer has come yet");
+    let guards = soon(locking).await.unwrap();
+    assert!(proxy.count(acquisitions()) < 500, "all others share scripts too");
+    proxy.heal();
+    for released in soon(join_all(guards.into_iter().map(|guard| guard.unwrap().release()))).await {
+        released.unwrap();
+    }
+    assert_eq!(leftovers(&server), [""; 0]);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_silent_server_hears_of_it_with_those_who_asked_it() {
+    let server = server();
+    let (proxy, client, mutexes) = crowd(&server, 300).await;
+    server.stop().unwrap();
+    for locked in soon(lock_all(&mutexes)).await {
+        match locked {
+            Err(Error::Backend(error)) => assert!(error.is_transient(), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    // Who asked a moment later than the first may be sent in their place.
+    let sent = proxy.count(acquisitions());
+    assert!(sent < 2 * UNDER_WAY, "nothing is sent when its time is over: {sent}");
+    server.cont().unwrap();
+    client.shutdown().await;
+    eventually("nothing is left", || leftovers(&server).is_empty()).await;
 }
