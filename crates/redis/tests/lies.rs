@@ -105,7 +105,7 @@ async fn who_wants_a_place_and_hears_of_none_is_not_kept_asking_for_ever() {
     });
     let backend = soon(RedisBackend::connect(&format!("redis://127.0.0.1:{port}"))).await.unwrap();
     let client = Client::new(backend);
-    let Error::Backend(error) = soon(client.mutex("k").lock_timeout(ms(300))).await.unwrap_err()
+    let Error::Backend(error) = soon(client.mutex("k").lock_timeout(ms(15_000))).await.unwrap_err()
     else {
         panic!("an error of the store is expected");
     };
