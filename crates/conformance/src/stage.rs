@@ -123,6 +123,16 @@ impl Stage {
         Duration::from_millis(500).max(self.capabilities().resolution * 2)
     }
 
+    /// A ttl within which a machine that is busy with other things comes to what is to be done before its end, and that a case can outlive.
+    pub(crate) fn lasting_ttl(&self) -> Duration {
+        self.ttl().max(Duration::from_millis(1500))
+    }
+
+    /// A client of [`Stage::lasting_ttl`] that renews it early.
+    pub(crate) fn eager(&self) -> ClientBuilder {
+        self.builder().ttl(self.lasting_ttl()).renew_at(0.1)
+    }
+
     /// The key of [`Stage::NAME`].
     #[must_use]
     pub fn key(&self) -> Key {

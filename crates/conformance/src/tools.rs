@@ -103,6 +103,12 @@ pub(crate) async fn lock(client: &Client) -> Guard {
     within("the lock is free", client.mutex(Stage::NAME).lock()).await.expect("the store answers")
 }
 
+/// Waits until the first end of a guard is past, had it not been renewed.
+pub(crate) async fn outlive(guard: &Guard) {
+    let first = guard.expires_at();
+    eventually("its first end is past", async || first < Instant::now()).await;
+}
+
 /// Whether the lock of a case can be taken now. If so, it is given back.
 pub(crate) async fn is_free(client: &Client) -> bool {
     match client.mutex(Stage::NAME).try_lock().await.expect("the store answers") {

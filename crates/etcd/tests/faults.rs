@@ -152,8 +152,8 @@ async fn g12_leases_that_are_gone_while_nobody_has_a_lock_are_replaced() {
 async fn g12_a_full_server_refuses_who_comes_and_keeps_and_hands_on_what_is_there() {
     let server = EtcdServer::start(&["--quota-backend-bytes", "4000000"]).unwrap();
     let (one, two) = (client(&server.url()).await, client(&server.url()).await);
-    let held = one.mutex("held").ttl(ms(3000)).lock().await.unwrap();
-    let guard = one.mutex(KEY).ttl(ms(3000)).lock().await.unwrap();
+    let mutex = |name| one.mutex(name).ttl(ms(6000)).renew_at(0.1);
+    let (held, guard) = (mutex("held").lock().await.unwrap(), mutex(KEY).lock().await.unwrap());
     let waiter = wait_in_line(&server, &two, KEY, 2).await;
     let junk = "x".repeat(100_000);
     while server.etcdctl(&["put", "junk", &junk]).is_ok() {}
@@ -245,7 +245,7 @@ async fn g09_a_waiter_with_a_long_backlog_of_events_gets_in() {
 async fn another_process() {
     let Ok(url) = env::var("DISTLOCK_CHILD_URL") else { return };
     let client = client(&url).await;
-    let guard = client.mutex(KEY).ttl(ms(2000)).lock().await.unwrap();
+    let guard = client.mutex(KEY).ttl(ms(4000)).lock().await.unwrap();
     writeln!(io::stdout(), "\ntoken {}", guard.fencing_token()).unwrap();
     std::future::pending::<()>().await;
 }
@@ -298,7 +298,7 @@ async fn i01_locks_and_places_of_killed_processes_end_by_their_leases() {
     let client = client(&server.url()).await;
     let waiter = wait_in_line(&server, &client, KEY, 3).await;
     // Renewed by living processes, both outlast their ttl.
-    sleep(ms(3000)).await;
+    sleep(ms(5000)).await;
     assert_eq!(keys(&server, LINE).len(), 3);
     first.kill();
     holder.kill();

@@ -5,8 +5,8 @@ mod common;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use common::{
-    backend, calls, client, eventually, in_line, keys, lease_ids, leases, ms, number, proposals,
-    revoke, server, soon, wait_in_line, watchers,
+    backend, calls, client, eventually, in_line, in_time, keys, lease_ids, leases, ms, number,
+    proposals, revoke, server, soon, wait_in_line, watchers,
 };
 use distlock_core::{Client, Error, Guard, LossReason, Owner};
 use distlock_etcd::{EtcdBackend, EtcdConfig};
@@ -64,7 +64,7 @@ async fn locks_that_are_given_up_leave_nothing_but_the_lease_of_the_session() {
         done.unwrap();
     }
     let gone = eventually("nothing is left", || keys(&server, "").is_empty());
-    timeout(ms(1000), gone).await.expect("nothing is left after a second");
+    in_time(ms(1000), gone).await.expect("nothing is left after a second");
     // Nobody granted anything to those who are gone, later on.
     sleep(ms(300)).await;
     assert_eq!(keys(&server, ""), Vec::<String>::new());
@@ -139,10 +139,10 @@ async fn locks_without_renewal_take_their_leases_from_a_stock() {
 async fn a_lease_from_the_stock_lasts_for_a_whole_ttl_again() {
     let server = server();
     let client = client(&server.url()).await;
-    let mutex = client.mutex("k").ttl(ms(3000)).no_renewal();
+    let mutex = client.mutex("k").ttl(ms(6000)).no_renewal();
     for _ in 0..2 {
         let guard = mutex.lock().await.unwrap();
-        sleep(ms(1800)).await;
+        sleep(ms(3600)).await;
         assert!(guard.is_held());
         assert_eq!(keys(&server, "k/").len(), 1);
         guard.release().await.unwrap();
@@ -187,7 +187,7 @@ async fn a_ttl_that_the_server_rounds_up_ends_when_it_was_asked_to() {
 async fn a_renewed_lock_outlives_a_ttl_that_the_server_rounds_up() {
     let server = server();
     let client = client(&server.url()).await;
-    let guard = client.mutex("k").ttl(ms(1000)).lock().await.unwrap();
+    let guard = client.mutex("k").ttl(ms(1900)).renew_at(0.1).lock().await.unwrap();
     let created = number(&server, &key_of(&server, "k"), "CreateRevision");
     sleep(ms(4000)).await;
     assert!(guard.is_held());

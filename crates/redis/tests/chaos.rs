@@ -173,6 +173,13 @@ async fn run(seed: u64) {
         clients.push(client);
     }
     sleep(RUN).await;
+    // A machine that is busy with other things may need longer for as much as proves something.
+    let enough = async {
+        while judge.grants.load(Ordering::Relaxed) <= 20 {
+            sleep(ms(20)).await;
+        }
+    };
+    soon(enough).await;
     going.store(false, Ordering::Relaxed);
     while let Some(done) = soon(tasks.join_next()).await {
         done.unwrap();
@@ -183,7 +190,6 @@ async fn run(seed: u64) {
         proxy.cut();
     }
     let (grants, lost) = (judge.grants.load(Ordering::Relaxed), judge.lost.load(Ordering::Relaxed));
-    assert!(4 < grants, "seed {seed}: {grants} grants, {lost} lost");
     eprintln!("seed {seed}: {grants} grants, {lost} lost");
     // An orphan with the long ttl would outlast this.
     let end = Instant::now() + LONG;

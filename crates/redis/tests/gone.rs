@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{client, command, eventually, leftovers, ms, server, soon};
+use common::{client, command, eventually, leftovers, lost_in_time, ms, server, soon};
 use distlock_core::{Client, Error, FenceGate, Guard, LossReason};
+use distlock_redis::RedisBackend;
 use distlock_servers::{proxy::RawProxy, redis::RedisServer};
 use tokio::{
     task::JoinHandle,
@@ -16,9 +17,9 @@ async fn hold(client: &Client, ttl: u64) -> Guard {
     client.mutex("k").ttl(ms(ttl)).lock().await.unwrap()
 }
 
-/// Waits for `k`, looking after its place three times a second.
+/// Waits for `k`, looking after its place every second.
 async fn wait_for(server: &RedisServer, client: &Client) -> JoinHandle<Guard> {
-    let mutex = client.mutex("k").ttl(ms(900));
+    let mutex = client.mutex("k").ttl(ms(3000));
     let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
     eventually("it waits", || command(server, &["EXISTS", "__distlock:q:{k}k"]) == "1").await;
     waiter
@@ -29,7 +30,7 @@ async fn disappears(how: &[&[&str]]) {
     let server = server();
     let (one, two) = (client(&server).await, client(&server).await);
     for waits in [true, false] {
-        let guard = hold(&one, 1500).await;
+        let guard = one.mutex("k").ttl(ms(6000)).renew_at(0.05).lock().await.unwrap();
         let waiter = if waits { Some(wait_for(&server, &two).await) } else { None };
         for words in how {
             command(&server, words);
@@ -75,7 +76,7 @@ async fn e17_a_lock_that_is_evicted() {
 async fn e20_what_is_only_read_anew_or_is_not_ours_costs_nothing() {
     let server = server();
     let (one, two) = (client(&server).await, client(&server).await);
-    let guard = hold(&one, 1500).await;
+    let guard = one.mutex("k").ttl(ms(6000)).renew_at(0.05).lock().await.unwrap();
     let waiter = wait_for(&server, &two).await;
     for words in [&["DEBUG", "RELOAD"][..], &["FUNCTION", "FLUSH"], &["SCRIPT", "FLUSH"]] {
         command(&server, words);
@@ -91,10 +92,15 @@ async fn e20_what_is_only_read_anew_or_is_not_ours_costs_nothing() {
 #[tokio::test]
 async fn f01_a_server_that_forgets_gives_a_held_lock_again() {
     let server = server();
-    let (one, two) = (client(&server).await, client(&server).await);
+    let proxy = RawProxy::start(server.port()).unwrap();
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let one = Client::new(RedisBackend::connect(&url).await.unwrap());
+    let two = client(&server).await;
     let guard = hold(&one, 30_000).await;
     let gate = FenceGate::new();
     assert!(gate.admit(guard.fencing_token()));
+    // Or it might be back sooner than the other one, and look after its lock.
+    proxy.blackhole(true);
     server.restart().unwrap();
     let next = soon(async {
         loop {
@@ -108,6 +114,7 @@ async fn f01_a_server_that_forgets_gives_a_held_lock_again() {
     assert!(guard.is_held() && next.is_held(), "neither can know of the other");
     assert!(guard.fencing_token() < next.fencing_token());
     assert!(gate.admit(next.fencing_token()) && !gate.admit(guard.fencing_token()));
+    proxy.blackhole(false);
     let extended = soon(async {
         loop {
             match guard.extend(ms(30_000)).await {
@@ -146,7 +153,7 @@ async fn f02_a_server_that_writes_down_what_it_does_keeps_locks_places_and_count
 async fn f03_the_ttl_runs_while_the_server_is_away() {
     let server = server();
     let one = client(&server).await;
-    let guard = one.mutex("k").ttl(ms(2500)).no_renewal().lock().await.unwrap();
+    let guard = one.mutex("k").ttl(ms(6000)).no_renewal().lock().await.unwrap();
     let left = || command(&server, &["PTTL", "k"]).parse::<i64>().unwrap();
     let (before, since) = (left(), Instant::now());
     // It answers by ending.
@@ -172,17 +179,14 @@ async fn f04_a_replica_that_never_heard_of_a_lock_gives_it_again() {
     hold(&one, 5000).await.release().await.unwrap();
     eventually("it is copied", || command(&replica, &["EXISTS", FENCE]) == "1").await;
     proxy.blackhole(true);
-    let guard = hold(&one, 2000).await;
+    let guard = hold(&one, 6000).await;
     assert_eq!(command(&replica, &["EXISTS", "k"]), "0");
     primary.kill().unwrap();
     command(&replica, &["REPLICAOF", "NO", "ONE"]);
     let next = client(&replica).await.mutex("k").lock().await.unwrap();
     assert!(guard.is_held() && next.is_held(), "neither can know of the other");
     assert!(guard.fencing_token() < next.fencing_token(), "the counter is lost, the clock is not");
-    let known = guard.expires_at();
-    assert_eq!(soon(guard.lost()).await, LossReason::Expired);
-    let late = Instant::now().saturating_duration_since(known);
-    assert!(late < ms(1000), "told {late:?} after its deadline");
+    assert_eq!(lost_in_time(&guard).await, LossReason::Expired);
     assert!(!guard.is_held() && next.is_held());
 }
 

@@ -5,6 +5,7 @@ mod common;
 use common::{backend, client, command, eventually, leftovers, ms, server, soon};
 use distlock_core::{Client, Owner};
 use distlock_redis::{RedisBackend, RedisConfig};
+use tokio::time::Instant;
 
 #[tokio::test]
 async fn a_lock_is_held_by_one_at_a_time_and_tokens_rise() {
@@ -38,8 +39,9 @@ async fn a_waiter_of_another_client_is_granted_the_lock_by_the_release() {
 async fn it_is_renewed_past_its_ttl() {
     let server = server();
     let client = client(&server).await;
-    let guard = client.mutex("k").ttl(ms(300)).lock().await.unwrap();
-    tokio::time::sleep(ms(900)).await;
+    let guard = client.mutex("k").ttl(ms(2000)).renew_at(0.1).lock().await.unwrap();
+    let first = guard.expires_at();
+    eventually("its first end is past", || first + ms(200) < Instant::now()).await;
     assert!(guard.is_held());
     assert!(guard.remaining() > ms(0));
     guard.extend(ms(60_000)).await.unwrap();

@@ -38,7 +38,7 @@ async fn user(server: &RedisServer, name: &str, without: &[&str]) -> Client {
 }
 
 async fn wait_for(client: &Client, server: &RedisServer) -> tokio::task::JoinHandle<Guard> {
-    let mutex = client.mutex("k").ttl(ms(900));
+    let mutex = client.mutex("k").ttl(ms(3000));
     let waiter = tokio::spawn(async move { mutex.lock().await.unwrap() });
     let line = "__distlock:q:{jobs/k}jobs/k";
     eventually("it waits", || command(server, &["ZCARD", line]) == "1").await;
@@ -47,10 +47,11 @@ async fn wait_for(client: &Client, server: &RedisServer) -> tokio::task::JoinHan
 
 /// Everything that a client does, with a hand-over in the middle.
 async fn works(one: &Client, two: &Client, server: &RedisServer) {
-    let guard = one.mutex("k").ttl(ms(600)).lock().await.unwrap();
+    let guard = one.mutex("k").ttl(ms(6000)).renew_at(0.05).lock().await.unwrap();
     assert!(two.mutex("k").try_lock().await.unwrap().is_none());
     let waiter = wait_for(two, server).await;
-    tokio::time::sleep(ms(700)).await;
+    let known = guard.expires_at();
+    eventually("it is renewed", || known < guard.expires_at()).await;
     guard.extend(ms(30_000)).await.unwrap();
     assert_eq!(one.inspect("k").await.unwrap().waiting, Some(1));
     guard.release().await.unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use std::{fs, sync::Arc, thread, time::Duration};
 
-use common::{Failures, client, command, eventually, leftovers, ms, server, soon};
+use common::{Failures, client, command, eventually, leftovers, lost_in_time, ms, server, soon};
 use distlock_core::{Client, Error, ErrorKind, Guard, LossReason};
 use distlock_redis::RedisBackend;
 use distlock_servers::{
@@ -270,7 +270,8 @@ async fn e19_too_many_clients() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e01_a_server_that_comes_back_with_its_data_and_loads_it_for_a_while() {
-    let slow = ["--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"];
+    // As long as it takes, and no longer.
+    let slow = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
     let stage = Stage::start(&slow).await;
     let guard = stage.client.mutex("k").ttl(ms(60_000)).renew_at(0.002).lock().await.unwrap();
     let server = Arc::new(stage.server);
@@ -283,6 +284,7 @@ async fn e01_a_server_that_comes_back_with_its_data_and_loads_it_for_a_while() {
     };
     let error = stage.failures.saying("LOADING").await;
     assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+    command(&server, &["CONFIG", "SET", "key-load-delay", "0"]);
     let known = guard.expires_at();
     eventually("it is renewed", || known < guard.expires_at()).await;
     assert!(guard.is_held());
@@ -336,11 +338,8 @@ async fn e18_a_pause_for_all_clients_makes_no_loss_late() {
     let guard = one.mutex("k").ttl(ms(1000)).lock().await.unwrap();
     let waiter = tokio::spawn(async move { two.mutex("k").lock().await });
     eventually("it waits", || command(&server, &["EXISTS", "__distlock:q:{k}k"]) == "1").await;
-    let known = guard.expires_at();
     command(&server, &["CLIENT", "PAUSE", "2500", "ALL"]);
-    assert_eq!(soon(guard.lost()).await, LossReason::Expired);
-    let late = tokio::time::Instant::now().saturating_duration_since(known.max(guard.expires_at()));
-    assert!(late < ms(1000), "told {late:?} after its deadline");
+    assert_eq!(lost_in_time(&guard).await, LossReason::Expired);
     let next = soon(waiter).await.unwrap().unwrap();
     assert!(!guard.is_held() && next.is_held());
     assert!(guard.fencing_token() < next.fencing_token());
@@ -350,8 +349,8 @@ async fn e18_a_pause_for_all_clients_makes_no_loss_late() {
 async fn e19_a_holder_and_a_waiter_outlive_that_their_connections_are_ended_by_hand() {
     let server = server();
     let (one, two) = (client(&server).await, client(&server).await);
-    let guard = one.mutex("k").ttl(ms(2000)).lock().await.unwrap();
-    let waiter = tokio::spawn(async move { two.mutex("k").ttl(ms(2000)).lock().await });
+    let guard = one.mutex("k").ttl(ms(6000)).renew_at(0.1).lock().await.unwrap();
+    let waiter = tokio::spawn(async move { two.mutex("k").ttl(ms(6000)).lock().await });
     eventually("it waits", || command(&server, &["EXISTS", "__distlock:q:{k}k"]) == "1").await;
     for kind in ["normal", "pubsub", "normal", "pubsub"] {
         let known = guard.expires_at();

@@ -230,7 +230,7 @@ fn attempt(url: &str) {
         drop(client.mutex("warm").lock().await.unwrap());
         say("connected");
         asked();
-        match client.mutex("k").ttl(ms(700)).try_lock().await {
+        match client.mutex("k").ttl(ms(2000)).try_lock().await {
             Ok(Some(guard)) => say(&format!("held {}", guard.is_held())),
             Ok(None) => say("no lock: somebody has it"),
             Err(error) => say(&format!("no lock: {error}")),
@@ -244,7 +244,7 @@ fn wait(url: &str) {
         let client = Client::new(RedisBackend::connect(url).await.unwrap());
         say("connected");
         asked();
-        let guard = client.mutex("k").ttl(ms(900)).lock().await.unwrap();
+        let guard = client.mutex("k").ttl(ms(3000)).lock().await.unwrap();
         say(&format!("token {}", guard.fencing_token()));
         asked();
         say(&format!("held {}", guard.is_held()));
@@ -254,7 +254,7 @@ fn wait(url: &str) {
 fn starve(url: &str) {
     Runtime::new().unwrap().block_on(async {
         let client = Client::new(RedisBackend::connect(url).await.unwrap());
-        let guard = client.mutex("k").ttl(ms(900)).lock().await.unwrap();
+        let guard = client.mutex("k").ttl(ms(6000)).renew_at(0.05).lock().await.unwrap();
         say(&format!("token {}", guard.fencing_token()));
         asked();
         let mut files = Vec::new();

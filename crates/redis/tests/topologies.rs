@@ -3,11 +3,11 @@
 mod common;
 
 use common::{Failures, command, eventually, leftovers, ms, server, soon};
-use distlock_core::{Client, Error, Linear, RetryStrategy as _};
+use distlock_core::{Client, Error, Guard, Linear, RetryStrategy as _};
 use distlock_redis::{RedisBackend, RedisConfig};
 use distlock_servers::redis::{RedisCluster, RedisSentinel, RedisServer};
 use fred::prelude::{Builder, ClientLike as _, Config};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 async fn connect(url: &str) -> Client {
     Client::new(RedisBackend::connect(url).await.unwrap())
@@ -95,7 +95,7 @@ async fn by_tls() {
 }
 
 /// Tries until a new primary serves, as a program would.
-async fn lock_again(client: &Client, key: &str) -> distlock_core::Guard {
+async fn lock_again(client: &Client, key: &str) -> Guard {
     let mutex = client.mutex(key).retry(Linear::new(ms(50)).limit(1200));
     let lock = tokio::time::timeout(ms(60_000), mutex.lock());
     lock.await.expect("a new primary serves within a minute").unwrap()
@@ -148,12 +148,19 @@ async fn many_locks_of_a_cluster_are_renewed_each_in_its_slot() {
     let client = connect(&cluster.url()).await;
     let mut guards = Vec::new();
     for number in 0..60 {
-        let mutex = client.mutex(format!("k{number}")).ttl(ms(900));
+        let mutex = client.mutex(format!("k{number}")).ttl(ms(20_000)).renew_at(0.02);
         guards.push(mutex.lock().await.unwrap());
     }
-    sleep(ms(2000)).await;
-    assert!(guards.iter().all(distlock_core::Guard::is_held));
+    for _ in 0..3 {
+        let known: Vec<_> = guards.iter().map(Guard::expires_at).collect();
+        let all = || guards.iter().zip(&known).all(|(guard, known)| *known < guard.expires_at());
+        eventually("each is renewed", all).await;
+    }
     for guard in guards {
+        let deadline = guard.expires_at();
+        let node = cluster.master_of(guard.key().as_str(), &cluster.nodes()[0]).unwrap();
+        let left = ms(command(node, &["PTTL", guard.key().as_str()]).parse().unwrap());
+        assert!(guard.is_held() && deadline < Instant::now() + left, "{left:?} at the server");
         guard.release().await.unwrap();
     }
     for node in cluster.nodes() {

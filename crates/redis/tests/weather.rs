@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use common::{backend, client, command, eventually, leftovers, ms, server, soon};
+use common::{backend, client, command, eventually, leftovers, lost_in_time, ms, server, soon};
 use distlock_core::{
     BackendError, Client, Error, ErrorKind, FencingToken, Linear, LossReason, RetryStrategy as _,
 };
@@ -54,12 +54,8 @@ async fn a_stopped_server_does_not_make_a_loss_late() {
     let guard = client.mutex("k").ttl(ms(3000)).lock().await.unwrap();
     server.stop().unwrap();
     let stopped = Instant::now();
-    let deadline = guard.expires_at();
-    let reason = soon(guard.lost()).await;
-    let late = Instant::now().saturating_duration_since(deadline);
-    assert_eq!(reason, LossReason::Expired);
+    assert_eq!(lost_in_time(&guard).await, LossReason::Expired);
     assert!(!guard.is_held());
-    assert!(late < ms(500), "told {late:?} after its deadline");
     sleep_until(stopped + ms(5000)).await;
     server.cont().unwrap();
     eventually("what it asked for meanwhile is given back", || leftovers(&server).is_empty()).await;
@@ -140,7 +136,7 @@ async fn forgotten_scripts_are_sent_again() {
 async fn who_loses_its_lock_by_flushall_is_told_and_who_waits_gets_it() {
     let server = server();
     let (one, two) = (client(&server).await, client(&server).await);
-    let guard = one.mutex("k").ttl(ms(900)).lock().await.unwrap();
+    let guard = one.mutex("k").ttl(ms(6000)).renew_at(0.05).lock().await.unwrap();
     let token = guard.fencing_token();
     let waiter = tokio::spawn(async move { two.mutex("k").ttl(ms(900)).lock().await.unwrap() });
     eventually("it waits", || waiting(&server) == 1).await;
@@ -157,9 +153,10 @@ async fn a_full_memory_refuses_who_comes_and_lets_go_who_leaves() {
     let guard = one.mutex("k").metadata("m".repeat(100)).lock().await.unwrap();
     let alone = one.mutex("alone").lock().await.unwrap();
     let late = one.mutex("late").lock().await.unwrap();
+    let small = one.mutex("small").ttl(ms(6000)).renew_at(0.05).lock().await.unwrap();
     let waiter = {
         let two = two.clone();
-        tokio::spawn(async move { two.mutex("k").ttl(ms(600)).lock().await.unwrap() })
+        tokio::spawn(async move { two.mutex("k").ttl(ms(3000)).lock().await.unwrap() })
     };
     eventually("it waits", || waiting(&server) == 1).await;
     command(&server, &["CONFIG", "SET", "maxmemory", "1"]);
@@ -172,8 +169,12 @@ async fn a_full_memory_refuses_who_comes_and_lets_go_who_leaves() {
     assert_eq!(kind(&error), ErrorKind::Transient, "{error}");
     assert!(two.mutex("alone").try_lock().await.unwrap().is_none());
 
-    // Held locks are renewed and places kept, for longer than their ttl.
-    sleep(ms(700)).await;
+    // A held lock is renewed, and a place looked after.
+    let known = small.expires_at();
+    eventually("it is renewed", || known < small.expires_at() || !small.is_held()).await;
+    let place = || command(&server, &["HGETALL", "__distlock:p:{k}k"]);
+    let before = place();
+    eventually("the place is looked after", || place() != before).await;
     assert_eq!(waiting(&server), 1);
     alone.release().await.unwrap();
     guard.release().await.unwrap();
@@ -181,6 +182,7 @@ async fn a_full_memory_refuses_who_comes_and_lets_go_who_leaves() {
     assert!(guard.is_held());
     late.extend(ms(50_000)).await.unwrap();
     late.release().await.unwrap();
+    small.release().await.unwrap();
     guard.release().await.unwrap();
     assert_eq!(leftovers(&server), Vec::<String>::new());
 }
@@ -213,7 +215,8 @@ async fn a_replica_refuses_and_may_become_a_primary() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_loads_its_data_is_waited_for() {
-    let slow = ["--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"];
+    // As long as it takes, and no longer.
+    let slow = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
     let server = Arc::new(RedisServer::start(&slow).unwrap());
     let client = client(&server).await;
     command(&server, &["DEBUG", "POPULATE", "20000"]);
@@ -230,7 +233,10 @@ async fn a_server_that_loads_its_data_is_waited_for() {
                 Ok(guard) => return guard,
                 Err(error) => {
                     assert_eq!(kind(&error), ErrorKind::Transient, "{error}");
-                    loading |= error.to_string().contains("LOADING");
+                    if !loading && error.to_string().contains("LOADING") {
+                        loading = true;
+                        command(&server, &["CONFIG", "SET", "key-load-delay", "0"]);
+                    }
                     sleep(ms(10)).await;
                 }
             }
@@ -283,12 +289,13 @@ async fn something_else_at_the_lock_s_name_is_a_conflict() {
     }
     assert_eq!(command(&server, &["TYPE", "list"]), "list");
     // Replaced under a holder's hands, beside another lock that is renewed in the same script.
-    let one = client.mutex("one").ttl(ms(600)).lock().await.unwrap();
-    let two = client.mutex("two").ttl(ms(600)).lock().await.unwrap();
+    let mutex = |name| client.mutex(name).ttl(ms(6000)).renew_at(0.05);
+    let (one, two) = (mutex("one").lock().await.unwrap(), mutex("two").lock().await.unwrap());
     command(&server, &["DEL", "one"]);
     command(&server, &["LPUSH", "one", "x"]);
     assert_eq!(soon(one.lost()).await, LossReason::Gone);
-    sleep(ms(700)).await;
+    let known = two.expires_at();
+    eventually("it is renewed", || known < two.expires_at() || !two.is_held()).await;
     assert!(two.is_held());
 }
 

@@ -4,7 +4,9 @@ mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use common::{Failures, client, command, eventually, leftovers, ms, server, soon};
+use common::{
+    Failures, client, command, eventually, leftovers, lost_in_time, ms, server, soon, warm_up,
+};
 use distlock_core::{Client, Error, Linear, LossReason, Released, RetryStrategy as _};
 use distlock_redis::RedisBackend;
 use distlock_servers::{
@@ -32,11 +34,7 @@ async fn connect(proxy: &Proxy, request_timeout: &str) -> RedisBackend {
 /// A client whose connections go through a proxy, and that has used its scripts once.
 async fn behind(proxy: &Proxy, request_timeout: &str) -> Client {
     let client = Client::new(connect(proxy, request_timeout).await);
-    let guard = client.mutex("warm").ttl(ms(900)).lock().await.unwrap();
-    let known = guard.expires_at();
-    eventually("it is renewed", || known < guard.expires_at()).await;
-    guard.extend(ms(40_000)).await.unwrap();
-    guard.release().await.unwrap();
+    warm_up(&client).await;
     client
 }
 
@@ -115,7 +113,7 @@ async fn c01_a_renewal_that_is_lost_costs_no_lock() {
     let failures = Failures::default();
     // Each is asked for once, so that it does fail.
     let builder = Client::builder(connect(&proxy, "300ms").await).observer(failures.clone());
-    let client = builder.ttl(ms(3000)).build().unwrap();
+    let client = builder.ttl(ms(6000)).renew_at(0.2).build().unwrap();
     let guard = client.mutex(KEY).lock().await.unwrap();
     for is_carried_out in [false, true] {
         let known = guard.expires_at();
@@ -125,7 +123,9 @@ async fn c01_a_renewal_that_is_lost_costs_no_lock() {
             true => proxy.silence_reply(1, about_it()),
         }
         proxy.wait_count(about_it(), before + 1).await.unwrap();
-        assert_eq!(guard.expires_at(), known, "nobody has confirmed it");
+        // Unless we were not there for so long that the next one is on its way.
+        let is_next = before + 1 < proxy.count(about_it());
+        assert!(is_next || guard.expires_at() == known, "nobody has confirmed it");
         eventually("the next one counts", || known < guard.expires_at() || !guard.is_held()).await;
         assert!(guard.is_held());
     }
@@ -152,10 +152,7 @@ async fn c02_a_holder_in_the_dark_is_told_by_its_deadline_and_before_its_success
     });
     eventually("it waits", || command(&server, &["EXISTS", LINE]) == "1").await;
     proxy.blackhole(true);
-    let known = guard.expires_at();
-    assert_eq!(soon(guard.lost()).await, LossReason::Expired);
-    let late = Instant::now().saturating_duration_since(known.max(guard.expires_at()));
-    assert!(late < ms(1000), "told {late:?} after its deadline");
+    assert_eq!(lost_in_time(&guard).await, LossReason::Expired);
     let rival = soon(successor).await.unwrap();
     proxy.blackhole(false);
     // What was held back arrives, renewals too.
@@ -170,11 +167,14 @@ async fn c03_a_renewal_that_is_confirmed_after_the_deadline_brings_nothing_back(
     let server = server();
     let proxy = proxy(&server);
     let client = behind(&proxy, "5s").await;
-    let guard = client.mutex(KEY).ttl(ms(1500)).lock().await.unwrap();
+    let guard = client.mutex(KEY).ttl(ms(4000)).renew_at(0.2).lock().await.unwrap();
     let (known, before) = (guard.expires_at(), proxy.count(about_it()));
-    proxy.delay(Direction::ToClient, ms(2500));
+    proxy.delay(Direction::ToClient, ms(4500));
     proxy.wait_count(about_it(), before + 1).await.unwrap();
-    let renewed = || command(&server, &["PTTL", KEY]).parse::<i64>().unwrap() > 1100;
+    let renewed = || {
+        let left = command(&server, &["PTTL", KEY]).parse().unwrap_or(0);
+        known + ms(300) < Instant::now() + ms(left)
+    };
     eventually("the server has renewed it", renewed).await;
     assert_eq!(guard.expires_at(), known, "nobody has heard of that");
     assert_eq!(soon(guard.lost()).await, LossReason::Expired);
@@ -283,8 +283,8 @@ async fn d03_resets_cost_neither_a_lock_nor_a_place() {
     let server = server();
     let proxy = proxy(&server);
     let (one, two) = (behind(&proxy, "500ms").await, behind(&proxy, "500ms").await);
-    let guard = one.mutex(KEY).ttl(ms(2000)).lock().await.unwrap();
-    let waiter = wait_for(&server, &two, 2000).await;
+    let guard = one.mutex(KEY).ttl(ms(6000)).renew_at(0.1).lock().await.unwrap();
+    let waiter = wait_for(&server, &two, 6000).await;
     for _ in 0..4 {
         let known = guard.expires_at();
         proxy.reset();
@@ -326,17 +326,17 @@ async fn h04_a_grant_counts_from_its_request_and_not_from_when_the_server_made_i
     let client = behind(&proxy, "9s").await;
     server.stop().unwrap();
     let ttl = ms(6000);
-    let asked = Instant::now();
     let mutex = client.mutex(KEY).ttl(ttl).no_renewal();
     let before = proxy.count(about_it());
     let task = tokio::spawn(async move { mutex.lock().await });
     proxy.wait_count(about_it(), before + 1).await.unwrap();
+    let asked = Instant::now();
     sleep(ms(1000)).await;
     server.cont().unwrap();
     let guard = soon(task).await.unwrap().unwrap();
     let left: u64 = command(&server, &["PTTL", KEY]).parse().unwrap();
     let remaining = guard.remaining();
-    assert!(guard.expires_at() < asked + ttl + ms(100), "{:?}", guard.expires_at() - asked);
+    assert!(guard.expires_at() < asked + ttl, "{:?}", guard.expires_at() - asked);
     assert!(remaining + ms(800) < ms(left), "{remaining:?} of {left} ms");
 }
 

@@ -49,7 +49,7 @@ pub async fn one_holder_at_a_time_across_ends(stage: &Stage) {
     let mut tasks = JoinSet::new();
     for client in [stage.client(), stage.other_client().await] {
         for round in 0..3 {
-            let mutex = client.mutex(Stage::NAME).ttl(stage.ttl()).no_renewal();
+            let mutex = client.mutex(Stage::NAME).ttl(stage.lasting_ttl()).no_renewal();
             let section = section.clone();
             tasks.spawn(async move {
                 let guard = mutex.lock().await.expect("the store answers");
@@ -67,11 +67,11 @@ pub async fn one_holder_at_a_time_across_ends(stage: &Stage) {
 /// It is kept far past its ttl, and nobody else gets in.
 pub async fn a_guard_is_renewed(stage: &Stage) {
     let watch = Watch::default();
-    let client = stage.builder().observer(watch.clone()).ttl(stage.ttl()).build().expect("valid");
+    let client = stage.eager().observer(watch.clone()).build().expect("valid");
     let other = stage.other_client().await;
     let guard = lock(&client).await;
     let token = guard.fencing_token();
-    let end = Instant::now() + stage.ttl() * 3;
+    let end = Instant::now() + stage.lasting_ttl() * 2;
     while Instant::now() < end {
         assert!(guard.is_held());
         assert!(other.mutex(Stage::NAME).try_lock().await.expect("an answer").is_none());
@@ -104,13 +104,14 @@ pub async fn without_renewal_a_guard_ends_at_its_ttl(stage: &Stage) {
 pub async fn extend_sets_the_ttl(stage: &Stage) {
     let client = stage.client();
     let mutex = client.mutex(Stage::NAME).no_renewal();
-    let guard = mutex.clone().ttl(stage.ttl()).lock().await.expect("free");
+    let ttl = stage.lasting_ttl();
+    let guard = mutex.clone().ttl(ttl).lock().await.expect("free");
     guard.extend(LONG).await.expect("it is held");
     assert!(LONG / 2 < guard.remaining());
     assert!(LONG / 2 < guard.ttl().await.expect("an answer"));
-    guard.extend(stage.ttl()).await.expect("it is held");
-    assert!(guard.remaining() <= stage.ttl());
-    assert!(guard.ttl().await.expect("an answer") <= stage.ttl());
+    guard.extend(ttl).await.expect("it is held");
+    assert!(guard.remaining() <= ttl);
+    assert!(guard.ttl().await.expect("an answer") <= ttl);
     assert_eq!(within("it is lost", guard.lost()).await, LossReason::Expired);
     let next = lock(&stage.other_client().await).await;
     next.release().await.expect("an answer");
@@ -133,8 +134,9 @@ pub async fn a_lost_guard_is_not_extended(stage: &Stage) {
 
 /// Taken away by force: the holder is told at its next renewal at the latest, and somebody else gets in.
 pub async fn a_holder_is_told_of_a_forced_release(stage: &Stage) {
-    let (client, other) = (stage.client(), stage.other_client().await);
-    let guard = client.mutex(Stage::NAME).ttl(stage.ttl()).lock().await.expect("free");
+    let client = stage.eager().build().expect("valid");
+    let other = stage.other_client().await;
+    let guard = lock(&client).await;
     assert!(other.force_release(Stage::NAME).await.expect("an answer"));
     assert!(!other.force_release(Stage::NAME).await.expect("an answer"));
     let next = lock(&other).await;
@@ -163,7 +165,7 @@ pub async fn max_hold_ends_a_guard(stage: &Stage) {
 /// FAULTS C9: a guard that was leaked is held, and ends by max hold.
 pub async fn max_hold_ends_a_leaked_guard(stage: &Stage) {
     let (client, other) = (stage.client(), stage.other_client().await);
-    let mutex = client.mutex(Stage::NAME).max_hold(Duration::from_millis(200));
+    let mutex = client.mutex(Stage::NAME).max_hold(stage.lasting_ttl());
     std::mem::forget(mutex.lock().await.expect("free"));
     assert!(!is_free(&other).await);
     lock(&other).await.release().await.expect("an answer");

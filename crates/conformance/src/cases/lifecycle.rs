@@ -1,13 +1,11 @@
 //! A client from its making to its end.
 
-use std::time::Duration;
-
 use distlock_core::{Client, Error, Event, LossReason, Released};
 use tokio::task::JoinSet;
 
 use crate::{
     Stage,
-    tools::{LONG, Watch, is_free, lock, within},
+    tools::{LONG, Watch, is_free, lock, outlive, within},
 };
 
 /// PEERS RU20: what is held is given back, and lost; who waits is told; nothing works any more.
@@ -69,7 +67,7 @@ pub async fn shutdown_gives_places_back(stage: &Stage) {
 /// What an observer is told, in the order of a lock's life.
 pub async fn an_observer_is_told(stage: &Stage) {
     let watch = Watch::default();
-    let client = stage.builder().observer(watch.clone()).ttl(stage.ttl()).build().expect("valid");
+    let client = stage.eager().observer(watch.clone()).build().expect("valid");
     let guard = lock(&client).await;
     let token = guard.fencing_token();
     let acquired =
@@ -78,7 +76,7 @@ pub async fn an_observer_is_told(stage: &Stage) {
     watch.seen("a renewal", 1, |event| matches!(event, Event::Renewed { .. })).await;
     guard.release().await.expect("an answer");
     watch.seen("the release", 1, |event| matches!(event, Event::Released { .. })).await;
-    let brief = client.mutex(Stage::NAME).no_renewal().lock().await.expect("free");
+    let brief = client.mutex(Stage::NAME).ttl(stage.ttl()).no_renewal().lock().await.expect("free");
     within("it is lost", brief.lost()).await;
     watch
         .seen("the loss", 1, |event| {
@@ -86,8 +84,10 @@ pub async fn an_observer_is_told(stage: &Stage) {
         })
         .await;
     let other = lock(&stage.other_client().await).await;
-    let waited = client.mutex(Stage::NAME).lock_timeout(Duration::from_millis(20)).await;
-    assert!(matches!(waited, Err(Error::Timeout { .. })), "{waited:?}");
+    let mutex = client.mutex(Stage::NAME);
+    let waiter = tokio::spawn(async move { mutex.lock().await.map(drop) });
+    watch.contended(1).await;
+    waiter.abort();
     assert_eq!(watch.count(|event| matches!(event, Event::Contended)), 1);
     drop(other);
 }
@@ -109,10 +109,10 @@ pub async fn prefixes_keep_clients_apart(stage: &Stage) {
 
 /// A guard keeps its client's work going.
 pub async fn a_guard_outlives_its_client(stage: &Stage) {
-    let client = stage.builder().ttl(stage.ttl()).build().expect("valid");
+    let client = stage.eager().build().expect("valid");
     let guard = lock(&client).await;
     drop(client);
-    tokio::time::sleep(stage.ttl() * 2).await;
+    outlive(&guard).await;
     assert!(guard.is_held());
     assert_eq!(guard.release().await.expect("an answer"), Released::Released);
     assert!(is_free(&stage.client()).await);

@@ -1,10 +1,11 @@
 //! The line of a store that has one: places, pushes, the order of arrival.
 
-use distlock_core::{AnyBackend, Backend as _, Claim, LossReason, Renewal, Standing};
+use distlock_core::{AnyBackend, Backend as _, Claim, LossReason, Mode, Renewal, Standing};
 
 use crate::{
     Stage,
-    tools::{ask, eventually, hold, is_refused, pushed, queue, release, renew, twin, within},
+    stage::owner,
+    tools::{LONG, ask, eventually, hold, is_refused, pushed, queue, release, renew, twin, within},
 };
 
 fn has_line(stage: &Stage) -> bool {
@@ -121,7 +122,8 @@ pub async fn the_end_of_a_holder_serves_the_next(stage: &Stage) {
         return;
     }
     let (here, there) = (stage.backend(), stage.other().await);
-    let (dead, next) = (stage.claim(), stage.long_claim());
+    let dead = Claim::new(stage.key(), owner(), Mode::Exclusive, stage.lasting_ttl());
+    let next = stage.long_claim();
     hold(&here, &dead).await;
     let mut recheck = queue(&there, &next).await;
     let keep_place = async {
@@ -164,7 +166,7 @@ pub async fn a_rest_is_waited_for_in_line(stage: &Stage) {
         return;
     }
     let store = stage.backend();
-    let first = stage.long_claim().with_rest(stage.ttl());
+    let first = stage.long_claim().with_rest(stage.lasting_ttl());
     let next = stage.long_claim();
     hold(&store, &first).await;
     queue(&store, &next).await;
@@ -216,8 +218,10 @@ pub async fn a_long_line_is_served_to_its_end(stage: &Stage) {
         return;
     }
     let stores = [stage.backend(), stage.other().await];
-    let claims: Vec<Claim> = (0..200).map(|_| stage.long_claim()).collect();
-    let first = stage.long_claim();
+    // So many take a busy machine longer than others are kept.
+    let claim = || Claim::new(stage.key(), owner(), Mode::Exclusive, LONG * 30);
+    let claims: Vec<Claim> = (0..200).map(|_| claim()).collect();
+    let first = claim();
     hold(&stores[0], &first).await;
     let mut line: Vec<(&AnyBackend, &Claim)> = Vec::new();
     for (n, claim) in claims.iter().enumerate() {

@@ -4,7 +4,8 @@ use distlock_core::{AnyBackend, Claim, Mode};
 
 use crate::{
     Stage,
-    tools::{eventually, hold, is_refused, pushed, queue, release},
+    stage::owner,
+    tools::{LONG, eventually, hold, is_refused, pushed, queue, release},
 };
 
 fn has(stage: &Stage, shared: bool, permits: bool) -> bool {
@@ -13,8 +14,13 @@ fn has(stage: &Stage, shared: bool, permits: bool) -> bool {
         && stage.can(!permits || capabilities.permits, "permits")
 }
 
+/// For so long that nobody waits for its end.
+fn claim_as(stage: &Stage, mode: Mode) -> Claim {
+    Claim::new(stage.key(), owner(), mode, LONG)
+}
+
 fn permits(stage: &Stage, want: u32) -> Claim {
-    stage.claim_as(Mode::Permits { want, of: 3 })
+    claim_as(stage, Mode::Permits { want, of: 3 })
 }
 
 /// Waits behind others: in line, or by asking again.
@@ -41,8 +47,8 @@ pub async fn shared_claims_hold_together_and_a_writer_alone(stage: &Stage) {
         return;
     }
     let (here, there) = (stage.backend(), stage.other().await);
-    let [one, two, late] = [(); 3].map(|()| stage.claim_as(Mode::Shared));
-    let writer = stage.claim();
+    let [one, two, late] = [(); 3].map(|()| claim_as(stage, Mode::Shared));
+    let writer = stage.long_claim();
     hold(&here, &one).await;
     hold(&there, &two).await;
     assert_eq!(stage.inspect().await.holders.len(), 2);
@@ -54,7 +60,7 @@ pub async fn shared_claims_hold_together_and_a_writer_alone(stage: &Stage) {
     assert!(release(&here, &one).await);
     assert!(release(&there, &two).await);
     enter(stage, &here, &writer).await;
-    assert!(is_refused(&there, &stage.claim_as(Mode::Shared).without_queue()).await);
+    assert!(is_refused(&there, &claim_as(stage, Mode::Shared).without_queue()).await);
     assert!(release(&here, &writer).await);
     if in_line {
         pushed(&late).await;
@@ -69,7 +75,7 @@ pub async fn readers_pass_a_writer_that_gave_up(stage: &Stage) {
     }
     let store = stage.backend();
     let (reader, late, writer) =
-        (stage.claim_as(Mode::Shared), stage.claim_as(Mode::Shared), stage.claim());
+        (claim_as(stage, Mode::Shared), claim_as(stage, Mode::Shared), stage.long_claim());
     hold(&store, &reader).await;
     queue(&store, &writer).await;
     queue(&store, &late).await;
@@ -129,11 +135,11 @@ pub async fn modes_do_not_mix(stage: &Stage) {
     let store = stage.backend();
     let modes = [Mode::Exclusive, Mode::Shared, Mode::Permits { want: 1, of: 3 }];
     for held in modes {
-        let holder = stage.claim_as(held);
+        let holder = claim_as(stage, held);
         hold(&store, &holder).await;
         for mode in modes.into_iter().filter(|mode| *mode != held) {
             assert!(
-                is_refused(&store, &stage.claim_as(mode).without_queue()).await,
+                is_refused(&store, &claim_as(stage, mode).without_queue()).await,
                 "{mode:?} beside {held:?}"
             );
         }

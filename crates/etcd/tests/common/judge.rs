@@ -7,11 +7,11 @@ use std::{
 };
 
 use distlock_core::{FencingToken, Guard};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
-use super::ms;
+use super::in_time;
 
-/// How late a timer may be on a machine that is busy with other things. What it is about takes seconds.
+/// How late the news may be. What it is about takes seconds.
 const LATE: Duration = Duration::from_millis(700);
 
 /// Of one lock: who has it, and what was given.
@@ -73,22 +73,17 @@ impl Judge {
 /// Keeps a lock for a while, or until it is lost: no later than it was known to end. Whether it was kept.
 pub(crate) async fn lost_in_time(guard: &Guard, stay: Duration) -> bool {
     let end = Instant::now() + stay;
-    let mut known = guard.expires_at();
-    loop {
+    while guard.is_held() {
+        let until = end.min(guard.expires_at());
         tokio::select! {
             biased;
-            _ = guard.lost() => {
-                let late = Instant::now().saturating_duration_since(known);
-                assert!(late < LATE, "told {late:?} after its deadline");
-                return false;
-            }
-            () = sleep(ms(20).min(end.saturating_duration_since(Instant::now()))) => {}
-        }
-        if guard.is_held() {
-            known = known.max(guard.expires_at());
+            _ = guard.lost() => return false,
+            () = sleep_until(until) => {}
         }
         if end <= Instant::now() {
             return guard.is_held();
         }
     }
+    in_time(LATE, guard.lost()).await.expect("told long after its deadline");
+    false
 }

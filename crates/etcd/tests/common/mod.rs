@@ -5,7 +5,7 @@
 pub(crate) mod judge;
 pub(crate) mod proxied;
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use distlock_core::{Client, Guard};
 use distlock_etcd::EtcdBackend;
@@ -26,8 +26,10 @@ pub(crate) fn server() -> EtcdServer {
     EtcdServer::start(&[]).expect("an etcd server can be started")
 }
 
+/// Where there is one server, and no word of a time limit, its answers may take as long as a busy machine needs.
 pub(crate) async fn backend(url: &str) -> EtcdBackend {
-    EtcdBackend::connect(url).await.expect("the server can be reached")
+    let patient = if url.contains([',', '?']) { "" } else { "/?timeout=3s" };
+    EtcdBackend::connect(&format!("{url}{patient}")).await.expect("the server can be reached")
 }
 
 /// A client with a backend of its own, as another process would have.
@@ -120,6 +122,20 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what}, within {LONG:?}");
         sleep(ms(5)).await;
     }
+}
+
+/// The outcome of a future, unless it takes longer than this while the process runs: a stretch in which the machine does other things counts as one tick.
+pub(crate) async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    const TICK: Duration = ms(20);
+    let mut future = pin!(future);
+    for _ in 0..limit.as_millis() / TICK.as_millis() {
+        tokio::select! {
+            biased;
+            outcome = &mut future => return Some(outcome),
+            () = sleep(TICK) => {}
+        }
+    }
+    None
 }
 
 /// A future that must not hang.

@@ -3,14 +3,15 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use distlock_core::{BackendError, Client, Event, Key, Observer};
+use distlock_core::{BackendError, Client, Event, Guard, Key, LossReason, Observer};
 use distlock_redis::RedisBackend;
 use distlock_servers::redis::RedisServer;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Nothing here takes so long, unless it hangs.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
@@ -59,6 +60,56 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// A future that must not hang.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(LONG, future).await.expect("it hangs")
+}
+
+/// The outcome of a future, unless it takes longer than this while the process runs: a stretch in which the machine does other things counts as one tick.
+pub(crate) async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    const TICK: Duration = ms(20);
+    let mut future = pin!(future);
+    for _ in 0..limit.as_millis() / TICK.as_millis() {
+        tokio::select! {
+            biased;
+            outcome = &mut future => return Some(outcome),
+            () = sleep(TICK) => {}
+        }
+    }
+    None
+}
+
+/// Waits until a lock that is not renewed any more is lost, of which its holder must be told when it is: no store is asked for that.
+pub(crate) async fn lost_in_time(guard: &Guard) -> LossReason {
+    while guard.is_held() {
+        let end = guard.expires_at();
+        tokio::select! {
+            biased;
+            reason = guard.lost() => return reason,
+            () = sleep_until(end) => {}
+        }
+    }
+    in_time(ms(500), guard.lost()).await.expect("told half a second after its deadline")
+}
+
+/// Takes a lock once, has it renewed and changed, and gives it back, so that the scripts are known: as often as it takes, as the requests of many clients
+/// here have a limit that a busy machine may not keep.
+pub(crate) async fn warm_up(client: &Client) {
+    let mutex = client.mutex("warm").ttl(ms(6000)).renew_at(0.02);
+    let once = async || {
+        let guard = mutex.lock().await?;
+        let known = guard.expires_at();
+        eventually("it is renewed", || known < guard.expires_at() || !guard.is_held()).await;
+        guard.extend(ms(40_000)).await?;
+        guard.release().await
+    };
+    let works = async {
+        while let Err(error) = once().await {
+            assert!(error.is_transient(), "{error}");
+        }
+        // What was not answered is given back later.
+        while !client.inspect("warm").await.is_ok_and(|seen| seen.holders.is_empty()) {
+            sleep(ms(5)).await;
+        }
+    };
+    soon(works).await;
 }
 
 /// An observer that keeps in mind which renewals failed, and why.

@@ -89,6 +89,7 @@ async fn a_server_that_is_killed_and_comes_back_is_found_again() {
     for round in 1..=3 {
         server.kill().unwrap();
         ears.wait_lost(round).await;
+        until("the other connection is missed too", || !link.core().is_up()).await;
         let error = incr(&link, "n", Attempts::Repeatable).await.unwrap_err();
         assert!(!error.may_have_run(), "{error:?}");
         assert!(!link.is_subscribed());
@@ -175,17 +176,21 @@ async fn a_black_hole_swallows_no_call() {
 #[tokio::test]
 async fn timeouts_of_a_living_connection_do_not_replace_it() {
     let server = RedisServer::start(&[]).unwrap();
-    let (link, _ears) = connect(impatient(server.port())).await;
+    let limit = Duration::from_secs(1);
+    let config = LinkConfig { request_timeout: limit, ..config(server.port()) };
+    let (link, _ears) = connect(config).await;
     wait_works(&link).await;
     let connection = link.command("CLIENT", &list(["ID"])).await.unwrap();
     for number in ["1", "2", "3"] {
-        // A little longer than the call's limit: a PING sent then is answered in time.
-        server.command(&["CLIENT", "PAUSE", "400", "WRITE"]).unwrap();
+        // Until the call's limit is over: a PING sent then is answered in time.
+        server.command(&["CLIENT", "PAUSE", "60000", "WRITE"]).unwrap();
         let error = incr(&link, "n", Attempts::AtMostOnce).await.unwrap_err();
         assert_eq!(error, LinkError::Timeout);
+        server.command(&["CLIENT", "UNPAUSE"]).unwrap();
         until("it was only late", || counter(&server, "n") == number).await;
+        // By then the PING is on its way, and does not wait for the end of the next pause.
+        assert_eq!(link.command("CLIENT", &list(["ID"])).await.unwrap(), connection);
     }
-    assert_eq!(link.command("CLIENT", &list(["ID"])).await.unwrap(), connection);
 }
 
 /// `quit` during fred's back-off hung in 13 of 40 runs.
