@@ -50,6 +50,29 @@ fn watched() -> (Bent, Arc<Mutex<Option<Claim>>>) {
     (bent, last)
 }
 
+/// Else it would find the lock taken, and stand in line behind its own process.
+#[tokio::test(start_paused = true)]
+async fn the_next_one_asks_when_the_store_has_answered_the_release() {
+    let bent = Bent::new().release(|store, claim, _| async move {
+        sleep(SECOND).await;
+        store.release(&claim).await
+    });
+    let client = Client::new(bent.clone());
+    let mutex = client.mutex("k").no_renewal();
+    let guard = mutex.lock().await.unwrap();
+    let next = mutex.clone();
+    let next = tokio::spawn(async move { next.lock().await.map(drop) });
+    sleep(SECOND).await;
+    let began = Instant::now();
+    let released = tokio::spawn(guard.release());
+    sleep(SECOND / 2).await;
+    assert_eq!(bent.calls(), [1, 0, 1], "the release is under way");
+    next.await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), SECOND);
+    assert_eq!(bent.calls()[0], 2);
+    released.await.unwrap().unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_the_store_takes_away_is_lost_at_once_and_all_hear_of_it() {
     let (bent, claim) = watched();

@@ -47,6 +47,26 @@ async fn a01_frames_that_are_cut_in_their_middle_are_lost_and_asked_for_again() 
     }
 }
 
+/// Who takes a lock on a lease that was kept alive before counts from the request that did it, and not from its answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_counts_from_the_request_that_kept_it_alive() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "5s").await;
+    let ttl = ms(6000);
+    let first = client.mutex(KEY).ttl(ttl).lock().await.unwrap();
+    proxy.delay(Direction::ToClient, ms(700));
+    let known = first.expires_at();
+    eventually("it is renewed", || known < first.expires_at()).await;
+    proxy.delay(Direction::ToClient, Duration::ZERO);
+    let second = client.mutex("another").ttl(ttl).lock().await.unwrap();
+    let later = second.expires_at().saturating_duration_since(first.expires_at());
+    assert!(
+        later < ms(350),
+        "they share the lease, and the second believes in it for {later:?} more"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_comes_in_slices_is_understood() {
     let server = server();
