@@ -97,15 +97,21 @@ fn a_guard_that_is_dropped_in_a_runtime_that_has_ended_does_not_panic() {
     });
 }
 
+/// A store and its client, whose guard was dropped when their runtime had ended.
+fn left_without_a_runtime() -> (Bent, Client) {
+    let ended = runtime();
+    let bent = slow();
+    let client = Client::new(bent.clone());
+    let guard = ended.block_on(client.mutex("k").lock()).unwrap();
+    drop(ended);
+    drop(guard);
+    (bent, client)
+}
+
 #[test]
 fn a_shutdown_finishes_what_was_left_without_a_runtime() {
     hangs_not(|| {
-        let ended = runtime();
-        let bent = slow();
-        let client = Client::new(bent.clone());
-        let guard = ended.block_on(client.mutex("k").lock()).unwrap();
-        drop(ended);
-        drop(guard);
+        let (bent, client) = left_without_a_runtime();
         assert!(!bent.store.is_empty(), "nobody could give it back");
         assert_eq!(bent.calls()[2], 0, "a driver is not polled where there is no runtime");
         runtime().block_on(client.shutdown());
@@ -116,12 +122,7 @@ fn a_shutdown_finishes_what_was_left_without_a_runtime() {
 #[test]
 fn a_shutdown_without_any_runtime_ends_though_nobody_can_do_what_is_owed() {
     hangs_not(|| {
-        let ended = runtime();
-        let bent = slow();
-        let client = Client::new(bent.clone());
-        let guard = ended.block_on(client.mutex("k").lock()).unwrap();
-        drop(ended);
-        drop(guard);
+        let (bent, client) = left_without_a_runtime();
         poll_without_a_runtime(client.shutdown());
         assert!(!bent.store.is_empty(), "it stays until its ttl is over");
     });

@@ -122,27 +122,26 @@ async fn a_shutdown_leaves_the_rest_of_a_minimal_hold() {
     assert!(other.mutex("k").try_lock().await.unwrap().is_some());
 }
 
-#[tokio::test(start_paused = true)]
-async fn who_waits_in_this_process_hears_of_it_at_once_whatever_the_store_does() {
-    let client = Client::new(Bent::new().release(|_, _, _| never()));
-    let _guard = client.mutex("k").lock().await.unwrap();
+/// Whoever waits for the lock is told of a shutdown before the store is told.
+async fn hears_of_it_at_once(client: &Client) {
     let mutex = client.mutex("k");
     let waiting = tokio::spawn(async move { mutex.lock().await.map(drop) });
     sleep(SECOND).await;
     let mut shutdown = Box::pin(client.shutdown());
     assert!(shutdown.as_mut().now_or_never().is_none());
-    let told = time::timeout(SECOND, waiting).await.expect("the store was not told yet").unwrap();
+    let told = time::timeout(SECOND, waiting).await.expect("it waits for the store").unwrap();
     assert!(matches!(told, Err(Error::Closed)), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_this_process_hears_of_it_at_once_whatever_the_store_does() {
+    let client = Client::new(Bent::new().release(|_, _, _| never()));
+    let _guard = client.mutex("k").lock().await.unwrap();
+    hears_of_it_at_once(&client).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_an_answer_of_the_store_hears_of_it_at_once() {
     let client = Client::new(Bent::new().acquire(|_, _, _| never()));
-    let mutex = client.mutex("k");
-    let waiting = tokio::spawn(async move { mutex.lock().await.map(drop) });
-    sleep(SECOND).await;
-    let mut shutdown = Box::pin(client.shutdown());
-    assert!(shutdown.as_mut().now_or_never().is_none());
-    let told = time::timeout(SECOND, waiting).await.expect("it waits for the answer").unwrap();
-    assert!(matches!(told, Err(Error::Closed)), "{told:?}");
+    hears_of_it_at_once(&client).await;
 }
