@@ -32,6 +32,9 @@ pub(crate) struct Failure {
     message: String,
 }
 
+/// Somebody lacks a right.
+const DENIED: &str = "permission denied";
+
 /// What servers and driver say, by words of it, and what is to be done. The first row that fits counts.
 const TABLE: &[(&str, Remedy)] = &[
     // In the driver, before anything was sent.
@@ -48,7 +51,7 @@ const TABLE: &[(&str, Remedy)] = &[
     ("revision of auth store is old", Remedy::Login),
     ("authentication failed", Remedy::Fail(ErrorKind::Permanent)),
     ("authentication is not enabled", Remedy::Fail(ErrorKind::Permanent)),
-    ("permission denied", Remedy::Fail(ErrorKind::Permanent)),
+    (DENIED, Remedy::Fail(ErrorKind::Permanent)),
     ("too many requests", Remedy::Pause),
     ("database space exceeded", Remedy::Fail(ErrorKind::Transient)),
     ("too large", Remedy::Fail(ErrorKind::Permanent)),
@@ -111,7 +114,7 @@ impl Failure {
 
     /// There is no right to it, which says nothing of what else was asked for at the same time.
     pub(crate) fn is_denied(&self) -> bool {
-        self.message.contains("permission denied")
+        self.message.contains(DENIED)
     }
 
     /// The same, with what a member that closes connections without a word may want.

@@ -79,16 +79,19 @@ impl Store {
         if self.closed.load(Ordering::Acquire) { Err(Failure::closed()) } else { Ok(()) }
     }
 
+    /// Nobody new is bound to a lease, and whoever is bound to it goes to another one.
+    pub(crate) fn leave_lease(&self, lease: &Lease) {
+        lease.retire();
+        self.table().leave_lease(lease);
+    }
+
     /// Keeps a lease alive; ends what is bound to it if it is gone.
     pub(crate) async fn refresh(self: &Arc<Self>, lease: &Lease) -> Result<Instant, Failure> {
         let refreshed = lease.refresh(&self.members).await;
         match refreshed.as_ref().err().map(|failure| failure.remedy) {
             Some(Remedy::Lease) => self.lease_gone(lease),
             // From 3.5.28 on a server wants the right to every key that is bound to it: one that somebody lost must not cost the others theirs.
-            Some(Remedy::Fail(ErrorKind::Permanent)) => {
-                lease.retire();
-                self.table().leave_lease(lease);
-            }
+            Some(Remedy::Fail(ErrorKind::Permanent)) => self.leave_lease(lease),
             _ => {}
         }
         refreshed

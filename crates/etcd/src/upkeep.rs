@@ -252,10 +252,7 @@ impl Store {
     /// Nobody here may delete it any more: it ends with its lease, which all others leave for another one.
     fn leave_behind(&self, rubbish: Rubbish) {
         let used = rubbish.uses.iter().map(Use::lease);
-        for lease in used.chain(&rubbish.ghosts) {
-            lease.retire();
-            self.table().leave_lease(lease);
-        }
+        used.chain(&rubbish.ghosts).for_each(|lease| self.leave_lease(lease));
         rubbish.uses.into_iter().for_each(|used| self.leases.retire(used));
     }
 

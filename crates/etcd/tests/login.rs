@@ -324,6 +324,13 @@ async fn tokens_that_a_restart_of_the_server_forgot_end_nothing_either() {
     soon(often.lost_token().run_until_cancelled(sleep(ms(6000)))).await.expect("it is renewed");
 }
 
+/// Takes from the user the right to all keys but those of `a`.
+fn leave_the_right_to_a_alone(tls: &EtcdTls) {
+    let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
+    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
+    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+}
+
 #[tokio::test]
 async fn a_right_that_a_waiter_lost_is_no_harm_to_the_holder_of_another_lock() {
     let tls = tls();
@@ -337,8 +344,7 @@ async fn a_right_that_a_waiter_lost_is_no_harm_to_the_holder_of_another_lock() {
     };
     eventually("it waits", || common::keys(tls.server(), "locks/b/").len() == 2).await;
     eventually("both are watched", || 2 <= watchers(tls.server())).await;
-    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
-    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+    leave_the_right_to_a_alone(&tls);
     assert!(timeout(ms(12_000), held.lost()).await.is_err(), "it is renewed");
     assert!(held.is_held());
     let Err(Error::Backend(error)) = soon(waiter).await.unwrap() else { panic!("it has no right") };
@@ -349,12 +355,10 @@ async fn a_right_that_a_waiter_lost_is_no_harm_to_the_holder_of_another_lock() {
 async fn a_right_to_one_lock_that_was_lost_costs_no_other_that_nobody_watches() {
     let tls = tls();
     let client = Client::new(connect(complete(&tls)).await);
-    let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
     let held = client.mutex("a").ttl(ms(8000)).lock().await.unwrap();
     let other = client.mutex("b").ttl(ms(8000)).lock().await.unwrap();
     eventually("both are watched", || 2 <= watchers(tls.server())).await;
-    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
-    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+    leave_the_right_to_a_alone(&tls);
     // Of a new stream, one of both watches is refused.
     tls.server().restart().unwrap();
     assert!(timeout(ms(16_000), held.lost()).await.is_err(), "it is renewed");
@@ -365,12 +369,10 @@ async fn a_right_to_one_lock_that_was_lost_costs_no_other_that_nobody_watches() 
 async fn a_lock_that_may_not_be_given_back_any_more_ends_with_its_ttl() {
     let tls = tls();
     let client = Client::new(connect(complete(&tls)).await);
-    let root = |args: &[&str]| tls.server().etcdctl(args).unwrap();
     // It keeps the lease of both alive.
     let held = client.mutex("a").ttl(ms(8000)).lock().await.unwrap();
     let other = client.mutex("b").ttl(ms(8000)).lock().await.unwrap();
-    root(&["role", "grant-permission", "--prefix=true", "locks", "readwrite", "locks/a"]);
-    root(&["role", "revoke-permission", "--prefix=true", "locks", tls.prefix()]);
+    leave_the_right_to_a_alone(&tls);
     let Err(Error::Backend(error)) = soon(other.release()).await else { panic!("it has no right") };
     assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
     let revoked = || common::calls(tls.server(), "LeaseRevoke");
