@@ -354,10 +354,10 @@ impl Places {
     fn taken(&self, owner: Owner) -> Option<Claim> {
         let mut table = self.table();
         let Owned::One(place) = table.get(&owner)? else { return None };
-        let claim = place.claim.clone();
         if !place.new {
             return None;
         }
+        let claim = place.claim.clone();
         forget(&mut table, &claim);
         Some(claim)
     }
