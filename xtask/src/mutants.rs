@@ -77,7 +77,7 @@ pub(crate) fn mutants(chosen: &[String]) -> Result {
     result
 }
 
-fn try_all(all: &[(String, Mutant)], page: &Explained, folder: &Path) -> Result {
+fn try_all(all: &[(String, Mutant)], table: &Explained, folder: &Path) -> Result {
     if let Fate::Caught(test) = fate(folder, &ROUNDS)? {
         return Err(format!("without any mutant `{test}` fails").into());
     }
@@ -87,7 +87,7 @@ fn try_all(all: &[(String, Mutant)], page: &Explained, folder: &Path) -> Result 
         let file = folder.join(script).with_extension("lua");
         fs::write(&file, text)?;
         // Nothing is new about one that is explained, unless a quick test catches it now.
-        let is_explained = page.explains(script, what);
+        let is_explained = table.explains(script, what);
         let rounds = if is_explained { &ROUNDS[..2] } else { &ROUNDS[..] };
         let said = match fate(folder, rounds)? {
             Fate::Caught(test) => {

@@ -227,6 +227,7 @@ mod tests {
         let twins = super::mutants("local a = b == 1, c == 1");
         assert_eq!(twins[2].what, "`==` no. 2 is `~=` in `local a = b == 1, c == 1`");
     }
+
     #[test]
     fn the_same_error_of_the_same_line_elsewhere_has_another_number() {
         let said = |script: &str| -> Vec<String> {
