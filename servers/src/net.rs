@@ -5,9 +5,12 @@ use std::{
     hash::{BuildHasher, Hasher},
     io,
     net::TcpListener,
+    pin::pin,
     thread,
     time::Duration,
 };
+
+use tokio::time::sleep;
 
 /// Below the range from which Linux (32768) and macOS (49152) take the ports of outgoing
 /// connections. A client that keeps dialing a stopped server on a port of that range can end up
@@ -55,6 +58,20 @@ pub fn wait_until(
         waited += POLL;
     }
     Ok(())
+}
+
+/// The outcome of a future, unless it takes longer than this while the process runs: a stretch in which the machine does other things counts as one tick.
+pub async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    const TICK: Duration = Duration::from_millis(20);
+    let mut future = pin!(future);
+    for _ in 0..limit.as_millis() / TICK.as_millis() {
+        tokio::select! {
+            biased;
+            outcome = &mut future => return Some(outcome),
+            () = sleep(TICK) => {}
+        }
+    }
+    None
 }
 
 #[cfg(test)]

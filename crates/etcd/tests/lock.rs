@@ -5,12 +5,12 @@ mod common;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use common::{
-    backend, calls, client, eventually, in_line, in_time, keys, lease_ids, leases, ms, number,
-    proposals, revoke, server, soon, wait_in_line, watchers,
+    backend, calls, client, eventually, in_line, keys, lease_ids, leases, ms, number, proposals,
+    revoke, server, soon, wait_in_line, watchers,
 };
 use distlock_core::{Client, Error, Guard, LossReason, Owner};
 use distlock_etcd::{EtcdBackend, EtcdConfig};
-use distlock_servers::etcd::EtcdServer;
+use distlock_servers::{etcd::EtcdServer, net::in_time};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},

@@ -3,10 +3,13 @@
 
 mod common;
 
-use common::{in_time, ms, server};
+use common::{ms, server};
 use distlock_core::{BackendError, ErrorKind};
 use distlock_redis::{RedisBackend, RedisConfig};
-use distlock_servers::redis::{Flaw, RedisTls};
+use distlock_servers::{
+    net::in_time,
+    redis::{Flaw, RedisTls},
+};
 
 /// How connecting fails; it may take as long as was allowed.
 async fn refused(config: RedisConfig) -> BackendError {

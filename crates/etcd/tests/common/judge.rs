@@ -7,9 +7,8 @@ use std::{
 };
 
 use distlock_core::{FencingToken, Guard};
+use distlock_servers::net::in_time;
 use tokio::time::{Instant, sleep_until};
-
-use super::in_time;
 
 /// How late the news may be. What it is about takes seconds.
 const LATE: Duration = Duration::from_millis(700);

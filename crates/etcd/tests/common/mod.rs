@@ -5,7 +5,7 @@
 pub(crate) mod judge;
 pub(crate) mod proxied;
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use distlock_core::{Client, Guard};
 use distlock_etcd::EtcdBackend;
@@ -122,20 +122,6 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what}, within {LONG:?}");
         sleep(ms(5)).await;
     }
-}
-
-/// The outcome of a future, unless it takes longer than this while the process runs: a stretch in which the machine does other things counts as one tick.
-pub(crate) async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    const TICK: Duration = ms(20);
-    let mut future = pin!(future);
-    for _ in 0..limit.as_millis() / TICK.as_millis() {
-        tokio::select! {
-            biased;
-            outcome = &mut future => return Some(outcome),
-            () = sleep(TICK) => {}
-        }
-    }
-    None
 }
 
 /// A future that must not hang.

@@ -3,14 +3,13 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
-    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use distlock_core::{BackendError, Client, Event, Guard, Key, LossReason, Observer};
 use distlock_redis::RedisBackend;
-use distlock_servers::redis::RedisServer;
+use distlock_servers::{net::in_time, redis::RedisServer};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Nothing here takes so long, unless it hangs.
@@ -60,20 +59,6 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// A future that must not hang.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     timeout(LONG, future).await.expect("it hangs")
-}
-
-/// The outcome of a future, unless it takes longer than this while the process runs: a stretch in which the machine does other things counts as one tick.
-pub(crate) async fn in_time<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    const TICK: Duration = ms(20);
-    let mut future = pin!(future);
-    for _ in 0..limit.as_millis() / TICK.as_millis() {
-        tokio::select! {
-            biased;
-            outcome = &mut future => return Some(outcome),
-            () = sleep(TICK) => {}
-        }
-    }
-    None
 }
 
 /// Waits until a lock that is not renewed any more is lost, of which its holder must be told when it is: no store is asked for that.
