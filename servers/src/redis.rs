@@ -169,6 +169,21 @@ impl RedisServer {
         self.connection()?.command(args)
     }
 
+    /// As [`command`](Self::command), and waits until a replica has what the command wrote.
+    ///
+    /// `WAIT` by itself, over another connection, waits for nothing.
+    ///
+    /// # Errors
+    /// As [`command`](Self::command), and [`io::ErrorKind::TimedOut`] if no replica has it in time.
+    pub fn replicate<A: AsRef<[u8]>>(&self, args: &[A]) -> io::Result<String> {
+        let mut connection = self.connection()?;
+        let reply = connection.command(args)?.to_string();
+        match &*connection.command(&["WAIT", "1", "8000"])?.to_string() {
+            "0" => Err(io::Error::new(io::ErrorKind::TimedOut, "no replica has it")),
+            _ => Ok(reply),
+        }
+    }
+
     /// One field of INFO, such as `connected_clients`.
     ///
     /// # Errors

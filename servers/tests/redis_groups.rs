@@ -24,7 +24,7 @@ fn a_cluster_serves_every_slot_and_survives_a_master() -> io::Result<()> {
     // "foo" is in slot 12182, "hello" in 866.
     assert_eq!(cluster.master_of("foo", first)?.port(), third.port());
     assert_eq!(cluster.master_of("hello", replicas.last().expect("three"))?.port(), first.port());
-    assert_eq!(third.command(&["SET", "foo", "bar"])?, "OK");
+    assert_eq!(third.replicate(&["SET", "foo", "bar"])?, "OK");
     let moved = second.command(&["GET", "foo"]).unwrap_err().to_string();
     assert_eq!(moved, format!("MOVED 12182 127.0.0.1:{}", third.port()));
     for (master, replica) in cluster.nodes().iter().zip(replicas) {
@@ -43,7 +43,6 @@ fn a_cluster_serves_every_slot_and_survives_a_master() -> io::Result<()> {
     assert!(!slots.contains("127.0.0.1"), "{slots}");
 
     let heir = cluster.replica_of(third)?;
-    assert_eq!(third.command(&["WAIT", "1", "10000"])?, "1");
     third.kill()?;
     wait_until("the replica takes over", Duration::from_secs(60), || {
         let role = heir.info("role");
@@ -70,8 +69,7 @@ fn sentinels_promote_the_replica_of_a_dead_master() -> io::Result<()> {
     let question = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", RedisSentinel::MASTER];
     let told = Connection::at((alias, port))?.command(&question)?.to_string();
     assert_eq!(told, format!("{alias}\n{}", master.port()), "clients stay with proxies");
-    assert_eq!(master.command(&["SET", "key", "value"])?, "OK");
-    assert_eq!(master.command(&["WAIT", "1", "10000"])?, "1");
+    assert_eq!(master.replicate(&["SET", "key", "value"])?, "OK");
     master.kill()?;
     wait_until("the replica takes over", Duration::from_secs(60), || {
         // A Sentinel cuts all connections of the server that it promotes.
