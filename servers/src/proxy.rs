@@ -138,6 +138,12 @@ impl Proxy {
         self.rule(nth, matcher, Fate::SilenceAfter);
     }
 
+    /// The reply of the `nth` request from now on that matches takes this much longer, and with it
+    /// all that follows on this connection.
+    pub fn late_reply(&self, nth: usize, matcher: impl Into<Matcher>, duration: Duration) {
+        self.rule(nth, matcher, Fate::Late(duration));
+    }
+
     /// The `nth` request from now on that matches, and all that would follow on this connection, in
     /// both directions, never arrives. The connection stays open.
     pub fn silence_request(&self, nth: usize, matcher: impl Into<Matcher>) {
@@ -374,6 +380,7 @@ enum Fate {
     CutBefore,
     CutReply(usize),
     CutRequest(usize),
+    Late(Duration),
     Pass,
     SilenceAfter,
     SilenceBefore,

@@ -79,6 +79,23 @@ async fn a_silent_connection_stays_open() {
 }
 
 #[test]
+fn a_late_reply_holds_up_its_own_connection_alone() {
+    let (_server, proxy, mut connection) = start();
+    proxy.late_reply(2, "INCR", Duration::from_millis(60));
+    #[expect(clippy::disallowed_methods, reason = "a lower bound on real time is what is tested")]
+    let start = std::time::Instant::now();
+    assert_eq!(connection.command(&["INCR", "n"]).unwrap(), Reply::Integer(1));
+    let late = std::thread::spawn(move || connection.command(&["INCR", "n"]));
+    let mut other = Connection::tcp(proxy.port()).unwrap();
+    wait_until("it is executed", Duration::from_secs(10), || {
+        Ok(other.command(&["GET", "n"])? == text("2"))
+    })
+    .unwrap();
+    assert_eq!(late.join().unwrap().unwrap(), Reply::Integer(2));
+    assert!(Duration::from_millis(60) <= start.elapsed());
+}
+
+#[test]
 fn a_duplicate_is_executed_but_answered_once() {
     let (server, proxy, mut connection) = start();
     proxy.duplicate(1, "INCR");

@@ -40,6 +40,7 @@ enum ReplyFate {
     Cut,
     CutWithin(usize),
     Discard,
+    Late(Duration),
     Pass,
     Silence,
 }
@@ -140,6 +141,7 @@ impl Requests<'_> {
                     let _ = to.send((Instant::now() + self.shared.state().delay_to_server, part));
                     return;
                 }
+                Fate::Late(duration) => (1, ReplyFate::Late(duration)),
                 Fate::Pass => (1, ReplyFate::Pass),
                 Fate::SilenceAfter => (1, ReplyFate::Silence),
                 Fate::SilenceBefore => {
@@ -182,7 +184,10 @@ impl Requests<'_> {
                 ReplyFate::Silence => {
                     self.silent.send_replace(true);
                 }
-                ReplyFate::Pass if *self.silent.borrow() => {}
+                ReplyFate::Late(_) | ReplyFate::Pass if *self.silent.borrow() => {}
+                ReplyFate::Late(duration) => {
+                    let _ = to.send((Instant::now() + delay + duration, frame));
+                }
                 ReplyFate::Pass => {
                     let _ = to.send((Instant::now() + delay, frame));
                 }
