@@ -149,14 +149,14 @@ impl Places {
         self.store.get().and_then(Weak::upgrade)
     }
 
-    /// A claim is about to ask.
-    pub(crate) fn enter(&self, claim: &Claim) -> Instant {
+    /// A claim is about to ask. `true`: nobody has asked under its id before.
+    pub(crate) fn enter(&self, claim: &Claim) -> (Instant, bool) {
         let now = Instant::now();
         let mut table = self.table();
         if let Some(place) = find_of(&mut table, claim) {
             place.suspect = false;
             place.new &= claim.has_new_owner();
-            return now;
+            return (now, false);
         }
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let place = Place {
@@ -175,7 +175,7 @@ impl Places {
             Entry::Occupied(mut owned) => owned.get_mut().add(Box::new(place)),
             Entry::Vacant(vacant) => drop(vacant.insert(Owned::One(Box::new(place)))),
         }
-        now
+        (now, claim.has_new_owner())
     }
 
     /// Changes of one claim are made one after the other, or an earlier one that was given up could shorten what a later one wrote.
@@ -210,12 +210,11 @@ impl Places {
         find_of(&mut self.table(), claim).is_some()
     }
 
-    /// A request had no answer; it may be carried out until then. `false`: the claim is over already.
-    pub(crate) fn unanswered(&self, claim: &Claim, until: Instant) -> bool {
-        let mut table = self.table();
-        let Some(place) = find_of(&mut table, claim) else { return false };
-        place.ghost_until = place.ghost_until.max(Some(until));
-        true
+    /// A request had no answer; it may be carried out until then.
+    pub(crate) fn unanswered(&self, claim: &Claim, until: Instant) {
+        if let Some(place) = find_of(&mut self.table(), claim) {
+            place.ghost_until = place.ghost_until.max(Some(until));
+        }
     }
 
     /// Until when a request without an answer may still be carried out.
@@ -223,19 +222,14 @@ impl Places {
         find_of(&mut self.table(), claim)?.ghost()
     }
 
-    /// The store says that the claim has the lock. `false`: the claim is not known, or over already.
-    pub(crate) fn held(&self, claim: &Claim, awaited: bool) -> bool {
-        let known = match find_of(&mut self.table(), claim) {
-            Some(place) => {
-                place.held = true;
-                true
-            }
-            None => false,
-        };
+    /// The store says that the claim has the lock.
+    pub(crate) fn held(&self, claim: &Claim, awaited: bool) {
+        if let Some(place) = find_of(&mut self.table(), claim) {
+            place.held = true;
+        }
         if awaited {
             claim.contend();
         }
-        known
     }
 
     /// The store says that the claim stands in line. Gives back after which silence it is to be looked after.

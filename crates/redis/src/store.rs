@@ -74,11 +74,14 @@ impl Store {
         }
         let names = Names::of(claim.key())?;
         let slot = self.slot(&names);
-        let asked = self.places.enter(claim);
+        let (asked, first) = self.places.enter(claim);
         // Who cannot be told yet that it is granted does not join before that is decided.
         let mut hears = self.link.is_subscribed();
         let mut join = claim.may_queue() && hears;
         let (mut cuts, mut late) = (0, 0);
+        // Who is over while it asks was granted the lock by a push. Its only request was carried out before that, and so before the release; what another one
+        // gets is to be given back too.
+        let is_left = |cuts| !(first && cuts == 0 || self.places.knows(claim));
         loop {
             let sent = Instant::now();
             let words = self.acquire_words(claim, &names, slot, join, hears);
@@ -87,8 +90,8 @@ impl Store {
                 Err(error) => {
                     if self.is_open(&error) {
                         let until = sent + self.request_timeout + GRACE;
-                        if !self.places.unanswered(claim, until) {
-                            // Granted to an earlier request, and given back, while this one was under way.
+                        self.places.unanswered(claim, until);
+                        if is_left(cuts) {
                             self.release_later(self.undoing(&names, claim.owner()), until);
                         }
                     }
@@ -103,13 +106,14 @@ impl Store {
             self.clock.sample(slot, server);
             match answer {
                 Answer::Held(grant) => {
-                    if !self.places.held(claim, grant.awaited) {
+                    let lease = self.held(claim, &grant);
+                    if is_left(cuts) {
                         self.undo(claim);
                     }
-                    return Ok(Standing::Held(grant.lease()));
+                    return Ok(Standing::Held(lease));
                 }
                 Answer::Queued { lock, rank } => {
-                    if !self.places.knows(claim) {
+                    if is_left(cuts) {
                         self.undo(claim);
                     }
                     let anchor = Anchor { server, local: sent };

@@ -57,6 +57,16 @@ fn recorded(server: &RedisServer) -> Vec<String> {
     args.rev().find(is_it).expect("it was recorded")
 }
 
+/// Carries out an acquisition that was on its way for some seconds.
+fn carry_out_late(server: &RedisServer, mut words: Vec<String>) {
+    let limit = words.iter_mut().find(|word| word.len() == 16 && word.parse::<u64>().is_ok());
+    let limit = limit.unwrap();
+    *limit = (limit.parse::<u64>().unwrap() + 3_000_000).to_string();
+    let answer = server.command(&words).unwrap();
+    assert!(!answer.starts_with("late"), "{answer}");
+    assert_eq!(leftovers(server), [KEY], "taken, by nobody");
+}
+
 fn waiting(server: &RedisServer) -> String {
     command(server, &["ZCARD", "__distlock:q:{job/7}job/7"])
 }
@@ -254,6 +264,22 @@ async fn what_is_carried_out_after_its_release_is_released_again() {
 }
 
 #[tokio::test]
+async fn a_grant_that_overtakes_the_answer_to_its_only_request_is_given_back_once() {
+    let server = server();
+    let proxy = proxy(&server);
+    let client = behind(&proxy, "5s").await;
+    let holder = common::client(&server).await.mutex(KEY).lock().await.unwrap();
+    proxy.late_reply(1, about_it(), ms(300));
+    let mutex = client.mutex(KEY);
+    let waiter = tokio::spawn(async move { mutex.lock().await });
+    eventually("it waits", || waiting(&server) == "1").await;
+    holder.release().await.unwrap();
+    soon(waiter).await.unwrap().unwrap().release().await.unwrap();
+    soon(client.mutex(KEY).lock()).await.unwrap().release().await.unwrap();
+    assert_eq!(proxy.count(about_it()), 4, "two for each");
+}
+
+#[tokio::test]
 async fn an_owner_id_that_comes_back_is_not_given_back_with_what_it_was_before() {
     let server = server();
     let proxy = proxy(&server);
@@ -282,7 +308,7 @@ async fn a_repetition_that_is_carried_out_after_its_release_is_released_too() {
     let mutex = client.mutex(KEY);
     let waiter = tokio::spawn(async move { mutex.lock().await });
     eventually("it waits", || waiting(&server) == "1").await;
-    let mut late = recorded(&server);
+    let late = recorded(&server);
     sleep(ms(3000)).await;
     proxy.cut_where(asks());
     eventually("it asks again", || proxy.count(asks()) == 2).await;
@@ -297,11 +323,6 @@ async fn a_repetition_that_is_carried_out_after_its_release_is_released_too() {
     // Then the first request cannot be carried out any more, and what was to be released for its sake is.
     sleep_until(asked + ms(6500)).await;
     assert_eq!(leftovers(&server), Vec::<String>::new());
-    let limit = late.iter_mut().find(|word| word.len() == 16 && word.parse::<u64>().is_ok());
-    let limit = limit.unwrap();
-    *limit = (limit.parse::<u64>().unwrap() + 3_000_000).to_string();
-    let answer = server.command(&late).unwrap();
-    assert!(!answer.starts_with("late"), "{answer}");
-    assert_eq!(leftovers(&server), [KEY], "taken, by nobody");
+    carry_out_late(&server, late);
     eventually("it is free long before its ttl", || leftovers(&server).is_empty()).await;
 }
