@@ -25,8 +25,8 @@ use crate::net::wait_until;
 
 /// One word in, one line out; the first line is the process id of the server.
 const SUPERVISOR: &str = r#"
-# When our parent dies while the server is stopped, the kernel sends SIGHUP to us both.
-trap '' HUP
+# When our parent dies while the server is stopped, the kernel sends SIGHUP to us both; when it dies before it hears an answer, SIGPIPE to us.
+trap '' HUP PIPE
 dir=$1
 shift
 run() { "$@" </dev/null >>"$dir/log" 2>&1 & pid=$!; echo $pid; }
@@ -298,6 +298,11 @@ mod tests {
         Process::start("sleep", &["600".to_owned()], dir).unwrap()
     }
 
+    fn lives(pid: u32) -> bool {
+        let mut ask = Command::new("sh");
+        ask.args(["-c", "kill -0 $0 2>/dev/null", &pid.to_string()]).status().unwrap().success()
+    }
+
     #[test]
     fn a_process_lives_dies_and_lives_again() {
         let process = sleeper();
@@ -323,13 +328,25 @@ mod tests {
     fn dropping_removes_process_and_folder() {
         let process = sleeper();
         let dir = process.dir().to_owned();
-        let pid = process.pid().to_string();
+        let pid = process.pid();
         process.stop().unwrap();
         drop(process);
         assert!(!dir.exists());
-        let status =
-            Command::new("sh").args(["-c", "kill -0 $0 2>/dev/null", &pid]).status().unwrap();
-        assert!(!status.success(), "process {pid} survived");
+        assert!(!lives(pid), "process {pid} survived");
+    }
+
+    #[test]
+    fn it_ends_too_when_nobody_is_there_to_hear_an_answer() {
+        let mut process = sleeper();
+        let (dir, pid) = (process.dir().to_owned(), process.pid());
+        let state = process.state.get_mut().unwrap().take();
+        let State { mut words, answers, .. } = state.unwrap();
+        drop(answers);
+        io::Write::write_all(&mut words, b"alive\n").unwrap();
+        drop(words);
+        process.supervisor.wait().unwrap();
+        assert!(!dir.exists());
+        assert!(!lives(pid), "process {pid} survived");
     }
 
     #[test]
