@@ -40,9 +40,13 @@ enum ReplyFate {
     Cut,
     CutWithin(usize),
     Discard,
-    Late(Duration),
-    Pass,
+    /// So much later than others.
+    Pass(Duration),
     Silence,
+}
+
+impl ReplyFate {
+    const IN_TIME: Self = Self::Pass(Duration::ZERO);
 }
 
 pub(super) async fn serve(listener: TcpListener, upstream: SocketAddr, shared: Arc<Shared>) {
@@ -141,14 +145,14 @@ impl Requests<'_> {
                     let _ = to.send((Instant::now() + self.shared.state().delay_to_server, part));
                     return;
                 }
-                Fate::Late(duration) => (1, ReplyFate::Late(duration)),
-                Fate::Pass => (1, ReplyFate::Pass),
+                Fate::Late(duration) => (1, ReplyFate::Pass(duration)),
+                Fate::Pass => (1, ReplyFate::IN_TIME),
                 Fate::SilenceAfter => (1, ReplyFate::Silence),
                 Fate::SilenceBefore => {
                     self.silent.send_replace(true);
                     continue;
                 }
-                Fate::Twice => (2, ReplyFate::Pass),
+                Fate::Twice => (2, ReplyFate::IN_TIME),
             };
             for copy in 0..copies {
                 let fate = if copy == 0 { fate } else { ReplyFate::Discard };
@@ -170,7 +174,7 @@ impl Requests<'_> {
             };
             let fate = match is_message(&frame) {
                 true if drop_messages => ReplyFate::Discard,
-                true => ReplyFate::Pass,
+                true => ReplyFate::IN_TIME,
                 false => self.expected(&frame),
             };
             match fate {
@@ -184,12 +188,9 @@ impl Requests<'_> {
                 ReplyFate::Silence => {
                     self.silent.send_replace(true);
                 }
-                ReplyFate::Late(_) | ReplyFate::Pass if *self.silent.borrow() => {}
-                ReplyFate::Late(duration) => {
-                    let _ = to.send((Instant::now() + delay + duration, frame));
-                }
-                ReplyFate::Pass => {
-                    let _ = to.send((Instant::now() + delay, frame));
+                ReplyFate::Pass(_) if *self.silent.borrow() => {}
+                ReplyFate::Pass(later) => {
+                    let _ = to.send((Instant::now() + delay + later, frame));
                 }
             }
         }
@@ -197,7 +198,7 @@ impl Requests<'_> {
 
     fn expected(&self, frame: &[u8]) -> ReplyFate {
         let mut pending = self.pending();
-        let Some(front) = pending.front_mut() else { return ReplyFate::Pass };
+        let Some(front) = pending.front_mut() else { return ReplyFate::IN_TIME };
         let fate = front.fate;
         // One error refuses all channels of a SUBSCRIBE at once.
         front.replies = if frame[0] == b'-' { 0 } else { front.replies.saturating_sub(1) };
